@@ -1,0 +1,1 @@
+"""Runs on the compute nodes: data, model, engine, loop, checkpoint, metrics."""

@@ -1,0 +1,181 @@
+"""The whole of one run's configuration, one class per group of configs/."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, StringConstraints
+
+from training.config.base import Section
+from training.config.sources import DataConfig, SourceConfig
+
+RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$", max_length=200)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ModelConfig(Section):
+    """Which pretrained model, and how its forward pass is computed."""
+
+    source: Literal["huggingface", "gguf", "scratch"] = Field(
+        description="a Hugging Face folder or hub name; a GGUF file, dequantised once; or random weights "
+        "of `architecture`"
+    )
+    path: str | None = Field(
+        description="huggingface: folder or hub name. gguf: a file, or package:NAME/FILE inside an installed "
+        "Python package. scratch: null"
+    )
+    folder: str | None = Field(
+        description="gguf and scratch: the Hugging Face folder that `metier prepare` writes once"
+    )
+    architecture: dict[str, Any] | None = Field(
+        description="scratch: the model's config.json as a mapping, `model_type` included"
+    )
+    tokenizer: str | None = Field(
+        description="null: the model's own. Else a folder or hub name, or `bytes`: one token per byte, ChatML"
+    )
+    chat_template: str | None = Field(description="a Jinja file that replaces the tokenizer's own template")
+    attention: Literal["auto", "documents", "varlen", "flash_attention_2"] = Field(
+        description="kernel that keeps packed documents apart. `documents`: one sdpa call per group of equal "
+        "lengths; auto: varlen on a GPU, documents on a CPU"
+    )
+
+
+class AdapterConfig(Section):
+    """What is trained: all weights, or low-rank adapters on a frozen base (arXiv:2106.09685, 2305.14314)."""
+
+    kind: Literal["none", "lora"] = Field(description="none trains all weights")
+    base_bits: Literal[16, 4] = Field(description="bits of the frozen base; 4 is NF4: QLoRA")
+    rank: PositiveInt = Field(description="r of the adapter's two matrices")
+    alpha: PositiveFloat = Field(description="the adapter's output is scaled by alpha / rank")
+    dropout: Fraction = Field(description="dropout on the adapter's input")
+    targets: Literal["all-linear"] | list[str] = Field(description="module names, or every linear layer")
+
+
+class StrategyConfig(Section):
+    """How the training state is spread over the ranks (ZeRO, arXiv:1910.02054) and memory is saved."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        description="0 shares nothing, 1 optimizer state, 2 also gradients, 3 also parameters"
+    )
+    overlap_comm: bool = Field(description="reduce gradients while backward goes on")
+    reduce_bucket_size: PositiveInt = Field(description="elements per gradient reduction")
+    prefetch_bucket_size: NonNegativeInt = Field(description="stage 3: elements gathered ahead of their use")
+    parameter_persistence_threshold: NonNegativeInt = Field(
+        description="stage 3: parameters with fewer elements stay on every rank"
+    )
+    offload_optimizer: Literal["none", "cpu"] = Field(description="where the optimizer state lives")
+    offload_parameters: Literal["none", "cpu"] = Field(description="stage 3: where the parameters live")
+    activation_checkpointing: Literal["none", "full"] = Field(
+        description="full: keep each layer's input only and compute it again in backward"
+    )
+    deepspeed_extra: dict[str, Any] = Field(
+        description="further keys of DeepSpeed's JSON; those that this configuration owns are refused"
+    )
+
+
+class OptimizerConfig(Section):
+    """AdamW (arXiv:1711.05101)."""
+
+    kind: Literal["adamw"]
+    learning_rate: PositiveFloat = Field(description="the schedule's peak")
+    beta1: Fraction
+    beta2: Fraction
+    epsilon: PositiveFloat
+    weight_decay: NonNegativeFloat = Field(description="on matrices; never on norms and biases")
+    max_grad_norm: PositiveFloat = Field(description="gradients are scaled down to this global L2 norm")
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a function of the step."""
+
+    kind: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        description="decay after the warm-up; wsd: warm-up, stable, linear decay over the last decay_steps"
+    )
+    warmup_steps: NonNegativeInt = Field(description="steps of linear rise to the peak")
+    decay_steps: NonNegativeInt = Field(description="wsd: length of the final decay")
+    final_fraction: Fraction = Field(description="learning rate at the end, as a fraction of the peak")
+
+
+class BatchConfig(Section):
+    """How much is read per optimizer step. gradient_accumulation_steps is derived, never configured."""
+
+    sequence_length: PositiveInt = Field(description="tokens per sample (packed row)")
+    micro_batch_size: PositiveInt = Field(description="samples per forward pass on one rank")
+    global_batch_size: PositiveInt = Field(description="samples per optimizer step over all ranks")
+
+
+class LoopConfig(Section):
+    """How long, and how often something besides training happens."""
+
+    max_steps: PositiveInt = Field(description="optimizer steps of the whole run")
+    log_every_steps: PositiveInt = Field(description="steps between lines on the screen; the journal has all")
+    checkpoint_every_steps: PositiveInt
+    keep_checkpoints: PositiveInt = Field(description="newest checkpoints kept")
+
+
+class ClusterConfig(Section):
+    """Where it runs: how many nodes, and how many processes on each. One process per device."""
+
+    kind: Literal["local"] = Field(description="local: torchrun, on this machine or by hand on several")
+    nodes: PositiveInt
+    gpus_per_node: NonNegativeInt = Field(description="0: train on CPUs, over gloo; else nccl")
+    processes_per_node: PositiveInt = Field(description="CPU only: processes on each node")
+    threads_per_process: PositiveInt | None = Field(description="null: the node's cores shared out evenly")
+    head_address: str = Field(description="host of rank 0, as seen from every node")
+    head_port: int = Field(ge=1, le=65535, description="nodes > 1: port of the rendezvous on that host")
+    timeout_seconds: PositiveInt = Field(description="a collective that takes longer ends the run")
+
+
+class TrackerConfig(Section):
+    """Weights & Biases. metrics.jsonl is written whatever is said here."""
+
+    mode: Literal["online", "offline", "disabled"]
+    project: str
+    entity: str | None
+    group: str | None
+    tags: list[str]
+
+
+class EvaluationConfig(Section):
+    """What is measured before and after."""
+
+    held_out_documents: PositiveInt = Field(description="held-out documents whose loss is measured")
+    answer_documents: NonNegativeInt = Field(description="held-out questions answered by greedy generation")
+    answer_tasks: list[str] = Field(description="the questions that count for exact match, by task name")
+    max_new_tokens: PositiveInt
+    general: SourceConfig = Field(description="text that is not of the domain: what may be forgotten")
+    general_documents: PositiveInt = Field(description="general documents whose loss is measured")
+    general_tokens_per_document: PositiveInt = Field(description="tokens read of each general document")
+    tokens_per_batch: PositiveInt = Field(description="tokens per forward pass")
+    bootstrap_samples: PositiveInt = Field(description="resamples for the confidence interval")
+    confidence: float = Field(gt=0, lt=1)
+
+
+class ExportConfig(Section):
+    """What `metier export` writes."""
+
+    form: Literal["adapter", "merged"] = Field(
+        description="merged: a whole model, adapters folded in; adapter: the adapter alone"
+    )
+    step: PositiveInt | None = Field(description="which checkpoint; null: the newest")
+
+
+class RunConfig(Section):
+    """One run, whole."""
+
+    name: RunName = Field(description="the run directory is run_root/name")
+    run_root: str = Field(description="folder of the run directories")
+    seed: NonNegativeInt
+    precision: Literal["bf16", "fp32"] = Field(
+        description="bf16 keeps fp32 master weights. CPUs without bf16 instructions are faster in fp32"
+    )
+    model: ModelConfig
+    data: DataConfig
+    adapter: AdapterConfig
+    strategy: StrategyConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    batch: BatchConfig
+    loop: LoopConfig
+    cluster: ClusterConfig
+    tracker: TrackerConfig
+    evaluation: EvaluationConfig
+    export: ExportConfig

@@ -1,0 +1,89 @@
+"""Where everything lies: the run directory and the corpus folder are contracts, named here once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunLayout:
+    """The files of one run; see docs/architecture.md, "The run directory"."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The frozen configuration: what the workers read, and nothing else."""
+        return self.root / "run.json"
+
+    @property
+    def logs(self) -> Path:
+        """One text file per rank, appended on a restart."""
+        return self.root / "logs"
+
+    def rank_log(self, rank: int) -> Path:
+        """What one rank said, tracebacks included."""
+        return self.logs / f"rank_{rank}.log"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """Started, resumed, saved, preempted, failed, finished: with time and reason."""
+        return self.root / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folders named by step; each is complete or absent."""
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint taken after ``step`` optimizer steps."""
+        return self.checkpoints / f"step_{step:08d}"
+
+    @property
+    def incarnations(self) -> Path:
+        """Who may commit a checkpoint: claimed atomically at each start."""
+        return self.root / "incarnations"
+
+    @property
+    def outcome(self) -> Path:
+        """How the last start ended."""
+        return self.root / "outcome.json"
+
+    @property
+    def tracker(self) -> Path:
+        """The W&B run's id, its offline files, and how far the journal was sent."""
+        return self.root / "tracker"
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face folder, when exported."""
+        return self.root / "model"
+
+    @property
+    def report(self) -> Path:
+        """What was gained, what was lost: HTML, JSON, PNG."""
+        return self.root / "report"
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusLayout:
+    """The files of one prepared corpus."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """Counts, checksums, fingerprints; written last, so its presence means complete."""
+        return self.root / "manifest.json"
+
+    def split(self, name: str) -> Path:
+        """The folder of one split's shards: ``train`` or ``held_out``."""
+        return self.root / name
+
+    def shard(self, split: str, index: int) -> Path:
+        """One Arrow IPC file."""
+        return self.split(split) / f"shard_{index:05d}.arrow"
