@@ -25,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise StorageError(
-            f"{path}: could not be written ({error.strerror or error}); free some space or fix the permissions"
+            f"{path}: cannot be written ({error.strerror or error}); free some space or set its permissions"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
