@@ -1,0 +1,135 @@
+"""The screen: a live bar on a terminal, plain lines elsewhere."""
+
+import math
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from training.metrics.rates import find_seconds_left, say_duration
+
+SMOOTHING = 0.2
+"""Weight of the newest step in the running mean of the seconds per step."""
+
+
+class Screen(Protocol):
+    """Shows a run's progress to a person."""
+
+    def show(self, line: dict[str, Any]) -> None:
+        """Show one step, given as the journal's line."""
+
+    def say(self, text: str) -> None:
+        """Show one line of text beside the progress."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+
+
+class Pace:
+    """A running mean of the wall seconds per step, checkpoints included."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self.seconds_per_step: float | None = None
+
+    def add(self, line: dict[str, Any]) -> float:
+        """Take one step into the mean and return it."""
+        seconds = line["step_seconds"] + line["checkpoint_stall_seconds"]
+        known = self.seconds_per_step
+        self.seconds_per_step = seconds if known is None else known + SMOOTHING * (seconds - known)
+        return float(self.seconds_per_step)
+
+
+class PlainScreen:
+    """One line of text every ``every_steps`` steps, and for the run's last step."""
+
+    def __init__(self, stream: TextIO, *, max_steps: int, every_steps: int) -> None:
+        """Write to ``stream``."""
+        self._stream = stream
+        self._max_steps = max_steps
+        self._every_steps = every_steps
+        self._pace = Pace()
+
+    def show(self, line: dict[str, Any]) -> None:
+        """Show one step, given as the journal's line."""
+        pace = self._pace.add(line)
+        step = line["step"]
+        if step % self._every_steps == 0 or step == self._max_steps:
+            self.say(say_step(line, self._max_steps, find_seconds_left(pace, step, self._max_steps)))
+
+    def say(self, text: str) -> None:
+        """Show one line of text."""
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class LiveScreen:
+    """A rich progress bar with loss, speed and time left."""
+
+    def __init__(self, console: Console, *, max_steps: int) -> None:
+        """Draw on ``console``; the bar appears with the first step."""
+        self._max_steps = max_steps
+        self._pace = Pace()
+        self._task: TaskID | None = None
+        self._progress = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(bar_width=None, complete_style="green"),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            expand=True,
+        )
+
+    def show(self, line: dict[str, Any]) -> None:
+        """Show one step, given as the journal's line."""
+        left = find_seconds_left(self._pace.add(line), line["step"], self._max_steps)
+        numbers = (
+            f"loss [bold cyan]{_number(line['loss'], '.3f')}[/]  {_rate(line)}  [dim]{say_duration(left)} left[/]"
+        )
+        if self._task is None:
+            self._task = self._progress.add_task("training", total=self._max_steps, numbers="")
+            self._progress.start()
+        self._progress.update(self._task, completed=line["step"], numbers=numbers)
+
+    def say(self, text: str) -> None:
+        """Show one line of text above the bar."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leave the bar as it stands and give the terminal back."""
+        self._progress.stop()
+
+
+def open_screen(stream: TextIO, *, max_steps: int, log_every_steps: int) -> Screen:
+    """Choose the live bar on a terminal, plain lines in a file or a pipe."""
+    console = Console(file=stream)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveScreen(console, max_steps=max_steps)
+    return PlainScreen(stream, max_steps=max_steps, every_steps=log_every_steps)
+
+
+def say_step(line: dict[str, Any], max_steps: int, seconds_left: float) -> str:
+    """Write one step as one line of text."""
+    width = len(str(max_steps))
+    parts = [
+        f"step {line['step']:>{width}}/{max_steps}",
+        f"loss {_number(line['loss'], '.3f')}",
+        f"lr {_number(line['learning_rate'], '.1e')}",
+        f"grad_norm {_number(line['grad_norm'], '.2f')}",
+        _rate(line),
+        *([f"mfu {line['mfu']:.1%}"] if line.get("mfu") is not None else []),
+        f"{say_duration(seconds_left)} left" if line["step"] < max_steps else "done",
+    ]
+    return "  ".join(parts)
+
+
+def _rate(line: dict[str, Any]) -> str:
+    return f"{line['tokens_per_second']:,.0f} tokens/s"
+
+
+def _number(value: float | None, form: str) -> str:
+    # The journal writes null for what is not finite.
+    return "not finite" if value is None or not math.isfinite(value) else format(value, form)

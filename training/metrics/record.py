@@ -1,0 +1,96 @@
+"""What the loop knows about one step, and the line that the journal keeps of it."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from training.metrics.rates import find_mfu, find_tokens_per_second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One optimizer step, reduced over all ranks."""
+
+    step: int
+    """Optimizer steps done, this one included."""
+
+    samples_seen: int
+    """Samples consumed over the whole run, all ranks."""
+
+    loss: float
+    """Mean nats per target token."""
+
+    learning_rate: float
+    """The rate this step was taken with."""
+
+    grad_norm: float
+    """Global L2 norm before clipping."""
+
+    tokens: int
+    """Tokens of all ranks in this step, padding not counted."""
+
+    targets: int
+    """Target tokens of all ranks in this step."""
+
+    step_seconds: float
+    """Wall time of the whole step, waiting for data included, saving a checkpoint not."""
+
+    data_wait_seconds: float
+    """Part of ``step_seconds`` spent waiting for the next batch."""
+
+    checkpoint_stall_seconds: float
+    """Wall time that saving took from the training since the last step; not part of ``step_seconds``."""
+
+    memory_peak_bytes: int
+    """Highest memory of the lead rank's device, or of its process on a CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What turns tokens per second into rates per GPU and a fraction of the peak."""
+
+    world_size: int
+    flops_per_token: float | None
+    peak_flops: float | None
+    """Dense peak of one device, FLOP/s; None when unknown, and then there is no mfu."""
+
+
+class MetricsSink(Protocol):
+    """Where the loop's numbers go. Nothing here ever raises or blocks the training."""
+
+    def log(self, record: StepRecord) -> None:
+        """Keep one step."""
+
+    def event(self, kind: str, **facts: object) -> None:
+        """Keep something that happened beside the steps, with its facts."""
+
+    def close(self) -> None:
+        """Write out what is pending, within a bounded time."""
+
+
+def journal_line(record: StepRecord, hardware: Hardware, *, time: float, incarnation: int) -> dict[str, Any]:
+    """Lay out one step in the words of metrics.jsonl; a number that is not finite becomes null.
+
+    Args:
+        record: The step.
+        hardware: What the rates refer to; ``mfu`` is absent when the device's peak is unknown.
+        time: Seconds since 1970.
+        incarnation: Which start of the run took this step.
+    """
+    tokens_per_second = find_tokens_per_second(record.tokens, record.step_seconds)
+    mfu = find_mfu(tokens_per_second, hardware.flops_per_token, hardware.peak_flops, hardware.world_size)
+    line = asdict(record) | {
+        "tokens_per_second": tokens_per_second,
+        "tokens_per_second_per_gpu": tokens_per_second / hardware.world_size,
+        **({} if mfu is None else {"mfu": mfu}),
+        "time": round(time, 3),
+        "incarnation": incarnation,
+    }
+    return {key: _plain(value) for key, value in line.items()}
+
+
+def _plain(value: float) -> float | None:
+    # JSON knows neither NaN nor infinity; six digits are more than any of these numbers is good for.
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

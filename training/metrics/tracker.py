@@ -1,0 +1,86 @@
+"""Weights & Biases, in a helper process that follows metrics.jsonl.
+
+The journal is the truth and the helper its reader: the training never waits for a server. The helper's
+standard input is a pipe that only the trainer holds; when it closes, or the trainer dies, the helper
+sends what is left within DRAIN_SECONDS and leaves. What it could not send is sent by the next start,
+or by hand: ``python -m training.metrics.tracker RUN_DIR``.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from training.layout import RunLayout
+
+DRAIN_SECONDS = 7.0
+"""How long the helper may go on after the training has ended."""
+
+CLOSE_SECONDS = 9.0
+"""How long the trainer waits for the helper at its end, whatever the server does."""
+
+FOLLOW = "--follow"
+
+
+class TrackerHandle:
+    """The trainer's end of the helper."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        """Own ``process``, the leader of its own group, whose standard input is a pipe."""
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Process and group id of the helper."""
+        return self._process.pid
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Let the helper finish; end it and all that it started after ``timeout`` seconds."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            kill_group(self._process.pid)
+            self._process.wait()
+
+
+def start_tracker(layout: RunLayout) -> TrackerHandle:
+    """Start the helper for one run directory; its words go to logs/tracker.log.
+
+    Raises:
+        OSError: No process can be started or no log written; the caller goes on without W&B.
+    """
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    with (layout.logs / "tracker.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "training.metrics.tracker", str(layout.root), FOLLOW],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return TrackerHandle(process)
+
+
+def kill_group(group: int) -> None:
+    """End every process of a group at once; nothing happens when it is gone."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def main(arguments: list[str]) -> int:
+    """Follow a living training (``RUN_DIR --follow``), or send what is left of a finished one."""
+    # W&B is imported by the helper alone.
+    from training.metrics.wandb_follower import follow_run  # noqa: PLC0415
+
+    root = Path(arguments[0])
+    attempt = int(arguments[2]) if len(arguments) > 2 else 0  # noqa: PLR2004
+    return follow_run(RunLayout(root), follow=FOLLOW in arguments, attempt=attempt)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

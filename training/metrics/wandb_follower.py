@@ -1,0 +1,241 @@
+"""The helper process: reads the journal as it grows and hands each step to W&B once."""
+
+import json
+import os
+import secrets
+import select
+import signal
+import string
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from training.errors import MetierError
+from training.files import write_json, write_text
+from training.layout import RunLayout
+from training.metrics.journal import NEWLINE, parse_lines, read_lines
+from training.metrics.tracker import DRAIN_SECONDS, FOLLOW, kill_group
+
+POLL_SECONDS = 1.0
+INIT_TIMEOUT_SECONDS = 60.0
+FIRST_RETRY_SECONDS = 15.0
+LONGEST_RETRY_SECONDS = 300.0
+NICENESS = 15
+ID_LETTERS = string.ascii_lowercase + string.digits
+ID_LENGTH = 8
+HOPELESS = (wandb.errors.UsageError, wandb.errors.AuthenticationError)
+"""A second try would end the same way: no API key, or a wrong one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackerSettings:
+    """What run.json says to W&B."""
+
+    mode: str
+    project: str
+    entity: str | None
+    group: str | None
+    tags: list[str]
+    name: str
+    config: dict[str, Any]
+
+
+def follow_run(layout: RunLayout, *, follow: bool, attempt: int) -> int:
+    """Send the journal to W&B until the training ends; try again from a fresh process on a failure.
+
+    Args:
+        layout: The run.
+        follow: Whether a training is alive on the other end of standard input.
+        attempt: How often a fresh process was tried before.
+
+    Returns:
+        The exit code: 0 when all was handed over.
+    """
+    _shield_from_signals()
+    ended = threading.Event()
+    if follow:
+        os.nice(NICENESS if attempt == 0 else 0)
+        threading.Thread(target=_watch_trainer, args=(ended, os.getppid()), daemon=True).start()
+    else:
+        ended.set()
+    try:
+        send_journal(layout, read_settings(layout), ended)
+    except HOPELESS as error:
+        _say(f"W&B refused: {_first_line(error)}; metrics.jsonl has everything")
+        return 1
+    except (MetierError, wandb.Error, OSError, ValueError) as error:
+        pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**attempt)
+        _say(f"W&B is out of reach: {_first_line(error)}; trying again in {pause:.0f}s")
+        if ended.wait(pause):
+            _say("the training ended first; send the rest: python -m training.metrics.tracker RUN_DIR")
+            return 1
+        _start_afresh(layout, attempt + 1)
+    return 0
+
+
+def read_settings(layout: RunLayout) -> TrackerSettings:
+    """Read the tracker's part of run.json, and the whole of it as W&B's config."""
+    frozen = json.loads(layout.config.read_text(encoding="utf-8"))
+    config = frozen["config"]
+    tracker = config["tracker"]
+    return TrackerSettings(
+        mode=tracker["mode"],
+        project=tracker["project"],
+        entity=tracker["entity"],
+        group=tracker["group"],
+        tags=tracker["tags"],
+        name=config["name"],
+        config={**config, "versions": frozen.get("versions", {})},
+    )
+
+
+def find_or_make_id(layout: RunLayout) -> str:
+    """Give the run directory's one W&B id; made at its first start."""
+    path = layout.tracker / "wandb_id"
+    if not path.exists():
+        write_text(path, "".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH)) + "\n")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def send_journal(layout: RunLayout, settings: TrackerSettings, ended: threading.Event) -> None:
+    """Open the run at W&B and hand over every step it does not have yet, until ``ended``.
+
+    A step is sent once, also where a resumed run took it a second time. What the server has counts; its
+    word is taken at each start, so that steps lost on the way are sent again. Offline, and after an
+    orderly end, the folder's own note counts.
+    """
+    run = wandb.init(
+        id=find_or_make_id(layout),
+        resume="allow" if settings.mode == "online" else None,
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group,
+        tags=settings.tags,
+        name=settings.name,
+        config=settings.config,
+        dir=str(layout.tracker),
+        mode=settings.mode,  # type: ignore[arg-type, unused-ignore]
+        settings=_wandb_settings(),
+    )
+    _say(f"W&B run {run.id} is open ({settings.mode})")
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    sent = SentSteps(layout, settings.mode)
+    next_step = max(sent.last_step + 1, run.step if run.resumed else 0)
+    for lines in follow_lines(layout.metrics, ended):
+        for line in lines:
+            if line["step"] >= next_step:
+                run.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
+                next_step = line["step"] + 1
+        if settings.mode == "offline":
+            sent.write(next_step - 1)
+    run.finish(exit_code=0 if _was_finished(layout) else 1)
+    sent.write(next_step - 1)
+    _say(f"W&B has every step up to {next_step - 1}")
+
+
+class SentSteps:
+    """The last step that surely arrived, remembered for each mode in tracker/sent.json."""
+
+    def __init__(self, layout: RunLayout, mode: str) -> None:
+        """Read what an earlier start has noted."""
+        self._path = layout.tracker / "sent.json"
+        self._mode = mode
+        try:
+            self._steps: dict[str, int] = json.loads(self._path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            self._steps = {}
+
+    @property
+    def last_step(self) -> int:
+        """0 when nothing was sent."""
+        return self._steps.get(self._mode, 0)
+
+    def write(self, step: int) -> None:
+        """Note that everything up to ``step`` has arrived."""
+        if step != self.last_step:
+            self._steps[self._mode] = step
+            write_json(self._path, self._steps)
+
+
+def follow_lines(path: Path, ended: threading.Event) -> Iterator[list[dict[str, Any]]]:
+    """Yield the journal's steps as whole lines appear; stop once ``ended`` is set and all was read."""
+    offset = 0
+    while True:
+        last_look = ended.is_set()
+        content = _read_from(path, offset)
+        whole = content.rfind(NEWLINE) + 1
+        offset += whole
+        lines = [line for line in parse_lines(content[:whole]) if isinstance(line.get("step"), int)]
+        if lines:
+            yield lines
+        if last_look:
+            return
+        ended.wait(POLL_SECONDS)
+
+
+def _read_from(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read()
+    except FileNotFoundError:
+        return b""
+
+
+def _wandb_settings() -> wandb.Settings:
+    # Reports of W&B's own crashes go to a third party: off unless the user turns them on.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    return wandb.Settings(
+        console="off",
+        silent=True,
+        disable_git=True,
+        disable_code=True,
+        x_save_requirements=False,
+        x_stats_pid=os.getppid(),
+        init_timeout=INIT_TIMEOUT_SECONDS,
+    )
+
+
+def _was_finished(layout: RunLayout) -> bool:
+    events = read_lines(layout.events)
+    return bool(events) and events[-1].get("event") == "finished"
+
+
+def _shield_from_signals() -> None:
+    # Slurm with proctrack/pgid or linuxproc sends its notice to every descendant, and a terminal its ^C:
+    # they mean the trainer, whose end we see on the pipe.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _watch_trainer(ended: threading.Event, trainer: int) -> None:
+    """Set ``ended`` when the trainer lets go or dies; end this process group DRAIN_SECONDS later."""
+    # A forked child of the trainer may hold the pipe open after its death: ask for the parent as well.
+    while os.getppid() == trainer and not select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
+        pass
+    ended.set()
+    time.sleep(DRAIN_SECONDS)
+    _say("W&B took too long; send the rest: python -m training.metrics.tracker RUN_DIR")
+    kill_group(os.getpgrp())
+
+
+def _start_afresh(layout: RunLayout, attempt: int) -> None:
+    # W&B's service may be beyond repair after a failure: the same process number, a new program.
+    arguments = [sys.executable, "-m", "training.metrics.tracker", str(layout.root), FOLLOW, str(attempt)]
+    os.execv(sys.executable, arguments)  # noqa: S606
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+    sys.stderr.flush()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
