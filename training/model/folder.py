@@ -1,0 +1,125 @@
+"""Hugging Face folders that are complete or absent, and what must be true of one."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from training.config.schema import ModelConfig
+from training.errors import ModelError, StorageError
+from training.files import sync_file, sync_folder
+
+CONFIG = "config.json"
+PROVENANCE = "metier.json"
+
+
+def find_model_folder(model: ModelConfig) -> str:
+    """Give the folder, or the hub name, from which the model and its tokenizer are loaded.
+
+    Raises:
+        ModelError: The folder is missing, was not written yet, or holds no config.json.
+    """
+    if model.source != "huggingface":
+        folder = Path(model.folder or "")
+        if not (folder / CONFIG).is_file():
+            raise ModelError(
+                f"model.folder={folder} holds no model yet; run `metier prepare` with the same settings first"
+            )
+        return str(folder)
+    name = model.path or ""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / CONFIG).is_file():
+            raise ModelError(f"model.path={name} holds no {CONFIG}; name a Hugging Face model folder")
+        return str(folder)
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
+        raise ModelError(f"model.path={name} does not exist; name a Hugging Face model folder or a hub name")
+    return name
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a hidden sibling of ``folder``, then put it in place; an older one leaves only then.
+
+    Raises:
+        StorageError: The disk is full or refuses; the older folder, if any, is still there.
+    """
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    previous = folder.with_name(f".{folder.name}.{os.getpid()}.previous")
+    try:
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        write(staged)
+        for path in sorted(staged.rglob("*")):
+            if path.is_file():
+                sync_file(path)
+        sync_folder(staged)
+        if folder.exists():
+            folder.rename(previous)
+        staged.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        if previous.exists() and not folder.exists():
+            previous.rename(folder)
+        raise StorageError(
+            f"{folder}: cannot be written ({error.strerror or error}); free some space or set its permissions"
+        ) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+
+
+def find_weight_files(folder: Path) -> list[Path]:
+    """List a folder's safetensors files in sorted order."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def read_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Name every tensor in ``files`` with its shape; no tensor is read."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as stream:
+            for name in stream.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+                shapes[name] = tuple(stream.get_slice(name).get_shape())
+    return shapes
+
+
+def check_tensors(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Read every tensor of a folder once and give the shapes.
+
+    Raises:
+        ModelError: There is none, or one is empty or holds a number that is not finite.
+    """
+    files = find_weight_files(folder)
+    if not files:
+        raise ModelError(f"{folder} holds no *.safetensors file; write it again")
+    for path in files:
+        with safe_open(path, framework="pt") as stream:
+            for name in stream.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+                _check_tensor(path, name, stream.get_tensor(name))
+    return read_shapes(files)
+
+
+def _check_tensor(path: Path, name: str, tensor: torch.Tensor) -> None:
+    if math.prod(tensor.shape) == 0:
+        raise ModelError(f"{path}: tensor {name} is empty (shape {list(tensor.shape)}); write it again")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise ModelError(f"{path}: tensor {name} holds NaN or infinity; the training diverged before it")
+
+
+def scrub_config(folder: Path) -> None:
+    """Take out of config.json what names this machine or a form the weights no longer have.
+
+    ``_model_name_or_path`` is where upstream loaded from; ``quantization_config`` would make transformers
+    look for packed blocks in plain bf16 tensors.
+    """
+    path = folder / CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("_model_name_or_path", "_name_or_path", "quantization_config"):
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
