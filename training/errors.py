@@ -29,6 +29,10 @@ class StorageError(MetierError):
     """A disk is full or refuses to be written."""
 
 
+class NumericError(MetierError):
+    """The loss or the gradient is no longer a number."""
+
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2

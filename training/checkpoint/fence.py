@@ -1,0 +1,53 @@
+"""Who may commit: each start of a run claims the next incarnation, and an older one may write no more.
+
+A job can be started again while its old processes still live on a node that the scheduler lost sight of
+(split brain). The claim is a hard link, which is atomic on local disks and on NFS.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from training.errors import CheckpointError
+
+_DIGITS = 6
+
+
+def claim_incarnation(folder: Path) -> int:
+    """Claim the next number in ``folder``; 1 for a run's first start."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / f".claim.{os.uname().nodename}.{os.getpid()}"
+    note.write_text(json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "time": time.time()}) + "\n")
+    try:
+        while True:
+            number = newest_incarnation(folder) + 1
+            try:
+                os.link(note, folder / f"{number:0{_DIGITS}d}.json")
+            except FileExistsError:
+                continue
+            return number
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def newest_incarnation(folder: Path) -> int:
+    """Give the highest number claimed so far; 0 when there is none."""
+    return max((int(path.stem) for path in folder.glob("[0-9]" * _DIGITS + ".json")), default=0)
+
+
+class FencedError(CheckpointError):
+    """A newer start of the same run has taken over; this one must not write."""
+
+
+def check_fence(folder: Path, incarnation: int) -> None:
+    """Make sure that no newer start has claimed the run.
+
+    Raises:
+        FencedError: One has.
+    """
+    newest = newest_incarnation(folder)
+    if newest != incarnation:
+        raise FencedError(
+            f"start {newest} of this run has taken over; start {incarnation} ends without saving"
+        )

@@ -1,0 +1,60 @@
+"""Which checkpoint to read: the newest that verifies."""
+
+from pathlib import Path
+
+from training.checkpoint.manifest import list_checkpoints, read_manifest, verify_files
+from training.errors import CheckpointError
+from training.files import sync_folder
+from training.layout import RunLayout
+
+WEIGHTS = "weights/"
+
+
+def find_checkpoint(layout: RunLayout, step: int | None) -> Path:
+    """Find the newest complete checkpoint, or that of ``step``, and verify its weights.
+
+    Raises:
+        CheckpointError: There is none, or the one asked for does not verify.
+    """
+    if step is not None:
+        folder = layout.checkpoint(step)
+        if not folder.is_dir():
+            known = ", ".join(str(read_step(path)) for path in list_checkpoints(layout.checkpoints))
+            raise CheckpointError(
+                f"{folder} does not exist; checkpoints: {known or 'none'}"
+            )
+        _verify_weights(folder)
+        return folder
+    reasons = []
+    for folder in reversed(list_checkpoints(layout.checkpoints)):
+        try:
+            _verify_weights(folder)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        return folder
+    if reasons:
+        raise CheckpointError(f"no checkpoint of {layout.root} verifies: {reasons[0]}")
+    raise CheckpointError(f"{layout.root} has no checkpoint yet; run `metier train` first")
+
+
+def read_step(folder: Path) -> int:
+    """Read the step from a checkpoint folder's name."""
+    return int(folder.name.removeprefix("step_"))
+
+
+def _verify_weights(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    verify_files(folder, [record for record in manifest.files if record.path.startswith(WEIGHTS)])
+
+
+def set_aside(folder: Path) -> Path:
+    """Move a damaged checkpoint out of the way, keeping it for inspection."""
+    target = folder.with_name(f"damaged_{folder.name}")
+    number = 1
+    while target.exists():
+        number += 1
+        target = folder.with_name(f"damaged_{folder.name}_{number}")
+    folder.rename(target)
+    sync_folder(folder.parent)
+    return target

@@ -1,0 +1,81 @@
+"""DeepSpeed's JSON, written from the typed configuration by one pure function; never a user's file."""
+
+from typing import Any
+
+from training.batch import BatchPlan
+from training.config.schema import RunConfig
+from training.errors import ConfigError
+
+_OWNED = {
+    "train_batch_size": "batch.global_batch_size",
+    "train_micro_batch_size_per_gpu": "batch.micro_batch_size",
+    "gradient_accumulation_steps": "batch.global_batch_size",
+    "gradient_clipping": "optimizer.max_grad_norm",
+    "bf16": "precision",
+    "fp16": "precision",
+    "data_types": "precision",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+    "zero_optimization": "strategy",
+    "activation_checkpointing": "strategy.activation_checkpointing",
+}
+
+
+def build_deepspeed_config(config: RunConfig, plan: BatchPlan) -> dict[str, Any]:
+    """Write DeepSpeed's configuration, with the keys that its JSON reference (version 0.19) names.
+
+    Raises:
+        ConfigError: strategy.deepspeed_extra sets a key that this configuration owns.
+    """
+    strategy = config.strategy
+    built: dict[str, Any] = {
+        "train_batch_size": plan.global_batch_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": _zero(config),
+        # The optimizer is torch's AdamW: DeepSpeed's own are compiled at first use, which takes a minute.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        # The loop reports; DeepSpeed stays silent.
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+    if config.precision == "bf16" and strategy.zero_stage > 0:
+        # Micro-batches are summed in fp32, or the loss would depend on how the batch is cut (law 1).
+        # Stage 0 refuses it ("unsupported mix") and sums in bf16.
+        built["data_types"] = {"grad_accum_dtype": "fp32"}
+    for key, value in strategy.deepspeed_extra.items():
+        if key in _OWNED:
+            raise ConfigError(f"strategy.deepspeed_extra.{key} belongs to {_OWNED[key]}; set that instead")
+        built[key] = value
+    return built
+
+
+def _zero(config: RunConfig) -> dict[str, Any]:
+    strategy = config.strategy
+    zero: dict[str, Any] = {"stage": strategy.zero_stage}
+    if strategy.zero_stage == 0:
+        return zero
+    zero |= {
+        "overlap_comm": strategy.overlap_comm,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": strategy.reduce_bucket_size,
+    }
+    if strategy.offload_optimizer != "none":
+        zero["offload_optimizer"] = {"device": strategy.offload_optimizer, "pin_memory": _on_gpu(config)}
+    if strategy.zero_stage == 3:  # noqa: PLR2004
+        zero |= {
+            "stage3_prefetch_bucket_size": strategy.prefetch_bucket_size,
+            "stage3_param_persistence_threshold": strategy.parameter_persistence_threshold,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        }
+        if strategy.offload_parameters != "none":
+            zero["offload_param"] = {"device": strategy.offload_parameters, "pin_memory": _on_gpu(config)}
+    return zero
+
+
+def _on_gpu(config: RunConfig) -> bool:
+    return config.cluster.gpus_per_node > 0

@@ -1,0 +1,144 @@
+"""One optimizer step on DeepSpeed, its loss and gradient independent of how the batch is cut."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from training.batch import BatchPlan
+from training.collectives import sum_over_ranks
+from training.config.schema import RunConfig
+from training.deepspeed_config import build_deepspeed_config
+from training.engine.seeds import derive_seed
+from training.engine.step import StepResult
+from training.model.inputs import Batch
+from training.model.packed import PackedLanguageModel
+from training.optimizer import build_optimizer
+from training.ranks import Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where this process stands: its rank, its device, its share of the batch."""
+
+    ranks: Ranks
+    device: torch.device
+    plan: BatchPlan
+
+
+class DeepSpeedEngine:
+    """Forward, backward and optimizer of one rank. Every method is collective."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, place: Place) -> None:
+        """Hand ``model`` (a transformers or peft model on ``place.device``) over to DeepSpeed."""
+        self._place = place
+        self._seed = config.seed
+        self._zero_stage = config.strategy.zero_stage
+        self._max_grad_norm = config.optimizer.max_grad_norm
+        self.model = model
+        packed = PackedLanguageModel(model)
+        packed.train()
+        self._engine, *_ = deepspeed.initialize(
+            model=packed,
+            optimizer=build_optimizer(packed, config.optimizer),
+            config=build_deepspeed_config(config, place.plan),
+            dist_init_required=False,
+        )
+
+    def train_step(
+        self, micro_batches: Sequence[Batch], *, learning_rate: float, samples_seen: int
+    ) -> StepResult:
+        """Do one optimizer step on this rank's micro-batches of the global batch at ``samples_seen``.
+
+        Each target of the global batch weighs the same, in whatever micro-batch and on whatever rank it
+        is: nats are summed and divided by the global number of targets.
+        """
+        place, plan = self._place, self._place.plan
+        mine = [sum(batch.targets for batch in micro_batches), sum(batch.tokens for batch in micro_batches)]
+        targets, tokens = sum_over_ranks([float(count) for count in mine], place.device)
+        # DeepSpeed averages gradients over the ranks; the mean wanted here is over targets.
+        scale = place.ranks.world_size / max(targets, 1.0)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        nats = torch.zeros((), dtype=torch.float64, device=place.device)
+        grad_norm = 0.0
+        for index, batch in enumerate(micro_batches):
+            first = samples_seen + (index * place.ranks.world_size + place.ranks.rank) * plan.micro_batch_size
+            # Dropout depends on the samples' position alone: it survives a resume without saved state.
+            torch.manual_seed(derive_seed(self._seed, "dropout", first))
+            batch_nats = self._engine(batch.to(place.device))
+            self._engine.backward(batch_nats * scale, scale_wrt_gas=False)
+            nats += batch_nats.detach()
+            if index == len(micro_batches) - 1:
+                grad_norm = self._norm_of_unsharded_gradients()
+            self._engine.step()
+        return StepResult(
+            loss=sum_over_ranks([float(nats)], place.device)[0] / max(targets, 1.0),
+            grad_norm=grad_norm or float(self._engine.get_global_grad_norm() or 0.0),
+            samples=plan.global_batch_size,
+            tokens=int(tokens),
+            targets=int(targets),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Give this rank's share of the optimizer state, fp32 master weights included."""
+        state: dict[str, Any] = {"optimizer": self._engine.optimizer.state_dict()}
+        if self._zero_stage == 0:
+            state["weights"] = {name: tensor.detach() for name, tensor in self._trained_parameters()}
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what ``state`` gave on this rank, at the same world size and ZeRO stage."""
+        optimizer = self._engine.optimizer
+        if self._zero_stage == 0:
+            with torch.no_grad():
+                for name, parameter in self._trained_parameters():
+                    parameter.copy_(state["weights"][name])
+            optimizer.load_state_dict(state["optimizer"])
+            return
+        # DeepSpeed indexes the states of all ranks by its own rank and reads no other.
+        states: list[Any] = [None] * self._place.ranks.world_size
+        states[self._place.ranks.rank] = state["optimizer"]
+        optimizer.load_state_dict(states, load_optimizer_states=True, load_from_fp32_weights=True)
+        if self._zero_stage in {1, 2}:
+            # The model's own weights follow the restored master weights only when told to.
+            optimizer.update_lp_params()
+
+    def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the whole of each trained parameter, on the CPU, one at a time.
+
+        Collective: every rank must walk it to the end. Names are those of the transformers (or peft)
+        model; the tensor is empty on ranks other than the lead under ZeRO-3.
+        """
+        for name, parameter in self._trained_parameters():
+            sharded = hasattr(parameter, "ds_id")
+            gathered = deepspeed.zero.GatheredParameters([parameter]) if sharded else nullcontext()
+            with gathered:
+                whole = not sharded or self._place.ranks.is_lead
+                tensor = parameter.detach().to("cpu", copy=True) if whole else torch.empty(0)
+            yield name, tensor
+
+    def close(self) -> None:
+        """Release DeepSpeed's hooks and buffers."""
+        self._engine.destroy()
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the optimizer is torch's own, holding no copy of the weights."""
+        return isinstance(self._engine.optimizer, torch.optim.Optimizer)
+
+    def _trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def _norm_of_unsharded_gradients(self) -> float:
+        """Measure what DeepSpeed clips without telling: only the plain fp32 optimizer of stage 0."""
+        if not self._is_plain:
+            return 0.0
+        gradients = [p.grad for _, p in self._trained_parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0

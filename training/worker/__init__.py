@@ -1,0 +1,1 @@
+"""The process that trains, one per device: run.json -> parts -> loop -> exit code."""

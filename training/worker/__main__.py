@@ -1,0 +1,59 @@
+"""The entry of every training process: ``python -m training.worker RUN_DIR``, through torchrun or srun."""
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+# DeepSpeed looks for an accelerator when it is imported and would complain about a CPU.
+if not Path("/dev/nvidia0").exists():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+warnings.filterwarnings("ignore", message="TORCH_CUDA_ARCH_LIST")
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError  # noqa: E402
+from training.layout import RunLayout  # noqa: E402
+from training.outcome import Outcome, State, write_outcome  # noqa: E402
+from training.ranks import Ranks  # noqa: E402
+
+
+def main() -> int:
+    """Train, and leave an outcome whatever happens; the exit code is only a hint."""
+    from training.worker.start import end_with_parent, redirect_to_log  # noqa: PLC0415
+
+    if len(sys.argv) != 2:  # noqa: PLR2004
+        sys.stderr.write("usage: python -m training.worker RUN_DIR (started by `metier train`)\n")
+        return EXIT_USER_ERROR
+    end_with_parent()
+    layout = RunLayout(Path(sys.argv[1]))
+    ranks = Ranks(rank=0, local_rank=0, world_size=1)
+    try:
+        ranks = Ranks.from_environ(os.environ)
+        redirect_to_log(layout, ranks)
+        # Everything heavy is imported after the log is open, so that its complaints land there.
+        from training.worker.run import run  # noqa: PLC0415
+
+        return run(layout, ranks)
+    except MetierError as error:
+        sys.stderr.write(f"metier train: rank {ranks.rank}: {error}\n")
+        state: State = "FENCED" if type(error).__name__ == "FencedError" else "FAILED"
+        _tell(layout, ranks, state, error)
+        return EXIT_OK if state == "FENCED" else EXIT_USER_ERROR
+    except Exception as error:
+        traceback.print_exc()
+        _tell(layout, ranks, "FAILED", error)
+        return EXIT_FAILED
+
+
+def _tell(layout: RunLayout, ranks: Ranks, state: State, error: Exception) -> None:
+    message = (str(error).splitlines() or [""])[0]
+    write_outcome(
+        layout.outcome,
+        Outcome(state=state, step=None, error_class=type(error).__name__, message=message, rank=ranks.rank),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Builds the parts of one run and drives the loop: run.json -> parts -> loop -> outcome."""
+
+import resource
+from importlib.metadata import version
+
+import torch
+
+from training.checkpoint.fence import claim_incarnation
+from training.checkpoint.store import CheckpointStore, Lineage
+from training.collectives import from_lead, leave
+from training.config.freeze import read_frozen
+from training.config.schema import RunConfig
+from training.data.loader import open_batches
+from training.engine.deepspeed_engine import DeepSpeedEngine, Place
+from training.errors import EXIT_OK
+from training.layout import RunLayout
+from training.loop import Parts, StopReason, train
+from training.metrics.record import MetricsSink
+from training.metrics.sink import open_metrics
+from training.model.arithmetic import flops_per_token, peak_flops
+from training.model.load import build_model
+from training.outcome import Outcome, write_outcome
+from training.progress import Progress
+from training.ranks import Ranks
+from training.rules import check_rules
+from training.schedule import learning_rate_at
+from training.stop import StopFlag
+from training.worker.start import take_place
+
+_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes")
+
+
+def run(layout: RunLayout, ranks: Ranks) -> int:
+    """Train until the run is finished or asked to stop; give the exit code. Collective."""
+    config = read_frozen(layout.config)
+    check_rules(config)
+    place = take_place(config, ranks)
+    incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
+    stop = StopFlag(place.device)
+    engine = _build_engine(config, place)
+    metrics = _open_metrics(layout, config, place, engine, incarnation)
+    try:
+        store = CheckpointStore(engine, _lineage(layout, config, ranks, incarnation), metrics)
+        reason, progress = _train(config, place, engine, store, metrics, stop)
+    except Exception as error:
+        metrics.event("failed", error_class=type(error).__name__, reason=str(error))
+        raise
+    finally:
+        metrics.close()
+    if ranks.is_lead:
+        _tell(layout, reason, progress)
+    leave()
+    return EXIT_OK
+
+
+def _train(
+    config: RunConfig,
+    place: Place,
+    engine: DeepSpeedEngine,
+    store: CheckpointStore,
+    metrics: MetricsSink,
+    stop: StopFlag,
+) -> tuple[StopReason, Progress]:
+    progress = store.resume()
+    metrics.event("resumed" if progress.step else "started", step=progress.step)
+    batches = open_batches(config, place.plan, place.ranks, samples_seen=progress.samples_seen)
+    parts = Parts(
+        batches=batches,
+        engine=engine,
+        checkpoints=store,
+        metrics=metrics,
+        stop=stop,
+        learning_rate_at=lambda step: learning_rate_at(
+            step, optimizer=config.optimizer, schedule=config.schedule, max_steps=config.loop.max_steps
+        ),
+        memory_peak_bytes=lambda: memory_peak_bytes(place.device),
+    )
+    try:
+        reason, progress = train(parts, config.loop, progress)
+    finally:
+        batches.close()
+    metrics.event("finished" if reason is StopReason.FINISHED else "stopped", step=progress.step)
+    return reason, progress
+
+
+def _build_engine(config: RunConfig, place: Place) -> DeepSpeedEngine:
+    model = build_model(
+        config.model,
+        config.adapter,
+        precision=config.precision,
+        device=place.device,
+        seed=config.seed,
+        activation_checkpointing=config.strategy.activation_checkpointing,
+    )
+    return DeepSpeedEngine(model, config, place)
+
+
+def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: int) -> Lineage:
+    return Lineage(
+        layout=layout,
+        ranks=ranks,
+        zero_stage=config.strategy.zero_stage,
+        incarnation=incarnation,
+        keep=config.loop.keep_checkpoints,
+        versions={name: version(name) for name in _PACKAGES},
+    )
+
+
+def _open_metrics(
+    layout: RunLayout, config: RunConfig, place: Place, engine: DeepSpeedEngine, incarnation: int
+) -> MetricsSink:
+    on_gpu = place.device.type == "cuda"
+    return open_metrics(
+        layout,
+        config,
+        place.ranks,
+        incarnation=incarnation,
+        flops_per_token=flops_per_token(engine.model.config.to_dict(), config.batch.sequence_length),
+        peak_flops=peak_flops(torch.cuda.get_device_name(place.device)) if on_gpu else None,
+    )
+
+
+def memory_peak_bytes(device: torch.device) -> int:
+    """Measure the most memory used so far: the device's on a GPU, else the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _tell(layout: RunLayout, reason: StopReason, progress: Progress) -> None:
+    finished = reason is StopReason.FINISHED
+    write_outcome(
+        layout.outcome,
+        Outcome(
+            state="COMPLETED" if finished else "STOPPED",
+            step=progress.step,
+            error_class=None,
+            message=None,
+            rank=0,
+        ),
+    )

@@ -1,0 +1,70 @@
+"""What a rank does before anything else: find itself, its log, its device and its peers."""
+
+import ctypes
+import os
+import signal
+import sys
+
+import torch
+
+from training.batch import BatchPlan, find_world_size, plan_batch
+from training.collectives import join
+from training.config.schema import RunConfig
+from training.engine.deepspeed_engine import Place
+from training.errors import ClusterError
+from training.layout import RunLayout
+from training.ranks import Ranks
+
+_PR_SET_PDEATHSIG = 1
+
+
+def redirect_to_log(layout: RunLayout, ranks: Ranks) -> None:
+    """Send this process's stderr to its log file, and stdout too unless it is the lead's screen."""
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    log = os.open(layout.rank_log(ranks.rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, sys.stderr.fileno())
+    if not ranks.is_lead:
+        os.dup2(log, sys.stdout.fileno())
+    os.close(log)
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to stop this process when the agent that started it dies (Linux, prctl(2)).
+
+    Without it, ranks whose torchrun was killed would go on training beside those of the next start.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def take_place(config: RunConfig, ranks: Ranks) -> Place:
+    """Choose this rank's device, meet the others, and plan the batch. Collective.
+
+    Raises:
+        ClusterError: There are more or fewer processes than the run was planned for, or too few GPUs.
+    """
+    planned = find_world_size(config.cluster)
+    if ranks.world_size != planned:
+        raise ClusterError(
+            f"{ranks.world_size} processes were started, the run was planned for {planned} (cluster.nodes x "
+            "processes on each); start it through `metier train`"
+        )
+    device = _find_device(config, ranks)
+    plan: BatchPlan = plan_batch(config.batch, planned)
+    join(ranks, device=device, timeout_seconds=config.cluster.timeout_seconds)
+    return Place(ranks=ranks, device=device, plan=plan)
+
+
+def _find_device(config: RunConfig, ranks: Ranks) -> torch.device:
+    if config.cluster.gpus_per_node == 0:
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    # srun --gpus-per-task=1 shows each rank its own device only.
+    index = 0 if visible == 1 else ranks.local_rank
+    if index >= visible:
+        raise ClusterError(
+            f"rank {ranks.rank} needs GPU {index} and sees {visible}; "
+            "set cluster.gpus_per_node to what each node has"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
