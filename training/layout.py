@@ -87,3 +87,7 @@ class CorpusLayout:
     def shard(self, split: str, index: int) -> Path:
         """One Arrow IPC file."""
         return self.split(split) / f"shard_{index:05d}.arrow"
+
+    def lengths(self, split: str) -> Path:
+        """Tokens of each document of a split, in the shards' order: numpy int32."""
+        return self.split(split) / "lengths.npy"

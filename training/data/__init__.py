@@ -1,0 +1,1 @@
+"""From documents to the right tokens on every rank."""

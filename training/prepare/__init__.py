@@ -1,0 +1,1 @@
+"""`metier prepare`: writes the model's folder and the corpus, once."""
