@@ -141,7 +141,8 @@ def attend_documents(  # noqa: PLR0913 - the signature is transformers'
 
 def _cut_group(row: Tensor, place: int, count: int, length: int) -> Tensor:
     """[P, heads, head_dim] -> [count, heads, length, head_dim]."""
-    return row.narrow(0, place, count * length).unflatten(0, (count, length)).transpose(1, 2)
+    rows = row.narrow(0, place, count * length)
+    return rows.view(count, length, *row.shape[1:]).transpose(1, 2)
 
 
 def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
@@ -183,7 +184,7 @@ def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
     if "scale" in known:
         options["scale"] = scaling
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-    attended = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
+    attended: Any = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
     return attended[None], None
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
-"""Logits held at once: 32 MiB in fp32 on a CPU, near its caches; 256 MiB on a GPU, for wide matrix products."""
+"""Logits held at once: 32 MiB in fp32 on a CPU, near its caches; 256 MiB on a GPU, for wide products."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -29,7 +29,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     wants_gradient = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
     )
-    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, wants_gradient)
+    total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, targets, wants_gradient
+    )
     return total
 
 
@@ -41,7 +43,9 @@ def linear_cross_entropy_per_row(
     rows = _rows_per_chunk(weight)
     losses = [
         _chunk_loss(_logits(hidden_rows, weight, bias), target_rows)[0]
-        for hidden_rows, target_rows in zip(hidden.split(rows), targets.split(rows), strict=True)
+        for hidden_rows, target_rows in zip(
+            torch.split(hidden, rows), torch.split(targets, rows), strict=True
+        )
     ]
     return torch.cat(losses)
 

@@ -45,7 +45,7 @@ class PackedLanguageModel(nn.Module):
 
     @torch.no_grad()
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Give the cross-entropy of every target, fp32 [targets], and its place in the row, int64 [targets]."""
+        """Give every target's cross-entropy, fp32 [targets], and its place in N, int64 [targets]."""
         hidden, targets = self._hidden_at_targets(batch)
         head = _base_of(self.hf_model).get_output_embeddings()
         return linear_cross_entropy_per_row(hidden, *_weight_and_bias(head), targets), _find_targets(batch)

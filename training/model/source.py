@@ -81,8 +81,8 @@ def _check_same(folder: Path, record: dict[str, Any]) -> None:
         found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         raise ModelError(
-            f"model.folder={folder} holds a model that `metier prepare` did not write; name another folder, or "
-            f"use it as it is with model.source=huggingface model.path={folder}"
+            f"model.folder={folder} holds a model that `metier prepare` did not write; name another "
+            f"folder, or use it as it is with model.source=huggingface model.path={folder}"
         ) from None
     for key, wanted in record.items():
         if found.get(key) != wanted:
@@ -184,8 +184,8 @@ def _build_scratch(
         ) from error
     if config.vocab_size < len(tokenizer):
         raise ModelError(
-            f"model.architecture.vocab_size={config.vocab_size} is less than the tokenizer's {len(tokenizer)} "
-            f"tokens; use {-(-len(tokenizer) // 64) * 64}"
+            f"model.architecture.vocab_size={config.vocab_size} is less than the tokenizer's "
+            f"{len(tokenizer)} tokens; use {-(-len(tokenizer) // 64) * 64}"
         )
     try:
         with torch.random.fork_rng(devices=[]), quiet_upstream():

@@ -17,7 +17,7 @@ _TEXT_ENDS = (END_OF_TEXT, "<|end_of_text|>")
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load what ``model.tokenizer`` names, else the model's own; ``model.chat_template`` replaces its template.
+    """Load what ``model.tokenizer`` names, else the model's own; give it ``model.chat_template``.
 
     Raises:
         ModelError: The tokenizer or the template file is missing, or the tokenizer names no end token.

@@ -1,0 +1,136 @@
+"""What a model costs, from its config.json alone: parameters and arithmetic. Pure numbers, no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "ministral"})
+"""Decoders of RMSNorm, rotary attention and a gated MLP, whose parameters are counted alike."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterCount:
+    """Parameters of a decoder, by where they are."""
+
+    embedding: int
+    layers: int
+    final_norm: int
+    output_layer: int
+    """0 where it is tied to the embedding."""
+
+    @property
+    def total(self) -> int:
+        """All of them, tied ones once."""
+        return self.embedding + self.layers + self.final_norm + self.output_layer
+
+
+def count_parameters(architecture: Mapping[str, Any]) -> ParameterCount | None:
+    """Count the parameters that a config.json describes; None for a family that is not known here.
+
+    Args:
+        architecture: The mapping of config.json: ``model_type``, ``hidden_size`` and so on. Keys that are
+            missing have the meaning that transformers gives them.
+    """
+    family = architecture.get("model_type")
+    if family not in _FAMILIES:
+        return None
+    hidden, vocabulary = int(architecture["hidden_size"]), int(architecture["vocab_size"])
+    heads, kv_heads, head_size = _heads(architecture)
+    bias = bool(architecture.get("attention_bias", False))
+    query, key = heads * head_size, kv_heads * head_size
+    attention = hidden * (query + 2 * key) + query * hidden
+    if family == "qwen2":
+        attention += query + 2 * key
+    elif bias:
+        attention += query + 2 * key + hidden
+    if family == "qwen3":
+        attention += 2 * head_size
+    inner = int(architecture["intermediate_size"])
+    mlp = 3 * hidden * inner + ((2 * inner + hidden) if architecture.get("mlp_bias", False) else 0)
+    tied = bool(architecture.get("tie_word_embeddings", family == "smollm3"))
+    return ParameterCount(
+        embedding=vocabulary * hidden,
+        layers=int(architecture["num_hidden_layers"]) * (attention + mlp + 2 * hidden),
+        final_norm=hidden,
+        output_layer=0 if tied else vocabulary * hidden,
+    )
+
+
+def flops_per_token(
+    architecture: Mapping[str, Any], attended_tokens: float, *, frozen_base: bool
+) -> float | None:
+    """Give the floating-point operations of forward and backward for one token; None for unknown families.
+
+    PaLM's count (arXiv:2204.02311, appendix B): 6 N + 12 L H Q T, N the parameters in matrix products
+    (the embedding's look-up is none, the output layer is one, tied or not), L layers, H heads of size Q,
+    T the tokens that a token attends to. A frozen base needs no gradient of its weights: 4 N, while
+    attention stays. Recomputed activations do not count: they are a cost and no use.
+
+    Args:
+        architecture: The mapping of config.json.
+        attended_tokens: T: how many tokens a document's token looks back on, on the average, as PaLM counts
+            it: the document's whole length, causal or not.
+        frozen_base: Adapter training; the adapter's own share (a few percent at most) is left out.
+    """
+    count = count_parameters(architecture)
+    if count is None:
+        return None
+    multiplied = count.layers + int(architecture["vocab_size"]) * int(architecture["hidden_size"])
+    heads, _, head_size = _heads(architecture)
+    attention = 12 * int(architecture["num_hidden_layers"]) * heads * head_size * attended_tokens
+    return (4 if frozen_base else 6) * multiplied + attention
+
+
+_PEAK_TERAFLOPS: tuple[tuple[str, float], ...] = (
+    # Dense bf16 tensor-core rates of NVIDIA's data sheets, without sparsity; the first name found in the
+    # device's name counts, so that the longer ones come first.
+    ("GB200", 2500.0),
+    ("B300", 2250.0),
+    ("B200", 2250.0),
+    ("GH200", 989.4),
+    ("H200 NVL", 835.5),
+    ("H200", 989.4),
+    ("H100 NVL", 835.5),
+    ("H100 PCIE", 756.0),
+    ("H100", 989.4),
+    ("H800", 989.4),
+    ("H20", 148.0),
+    ("A100", 311.9),
+    ("A800", 311.9),
+    ("L40S", 362.0),
+    ("L40", 181.0),
+    ("L4", 121.0),
+    ("A6000", 154.8),
+    ("A40", 149.7),
+    ("A30", 165.0),
+    ("A10G", 70.0),
+    ("A10", 125.0),
+    ("V100", 125.0),
+)
+"""V100 has no bf16; its rate is fp16's. RTX A6000 and A40 accumulate in fp32."""
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Give a device's dense bf16 peak in operations per second, by its name; None where it is not known.
+
+    Nothing is guessed: mfu is absent for a device that is not listed, as for every CPU.
+
+    Args:
+        device_name: As ``torch.cuda.get_device_name`` says, for instance ``NVIDIA H100 80GB HBM3``.
+    """
+    words = device_name.upper().replace("-", " ")
+    if "RTX" in words and "A6000" not in words:
+        return None
+    padded = f" {words} "
+    for name, teraflops in _PEAK_TERAFLOPS:
+        if f" {name} " in padded:
+            return teraflops * 1e12
+    return None
+
+
+def _heads(architecture: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Give query heads, key-value heads, and the size of one."""
+    heads = int(architecture["num_attention_heads"])
+    kv_heads = int(architecture.get("num_key_value_heads") or heads)
+    head_size = int(architecture.get("head_dim") or int(architecture["hidden_size"]) // heads)
+    return heads, kv_heads, head_size
