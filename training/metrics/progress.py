@@ -86,9 +86,8 @@ class LiveScreen:
     def show(self, line: dict[str, Any]) -> None:
         """Show one step, given as the journal's line."""
         left = find_seconds_left(self._pace.add(line), line["step"], self._max_steps)
-        numbers = (
-            f"loss [bold cyan]{_number(line['loss'], '.3f')}[/]  {_rate(line)}  [dim]{say_duration(left)} left[/]"
-        )
+        loss = _number(line["loss"], ".3f")
+        numbers = f"loss [bold cyan]{loss}[/]  {_rate(line)}  [dim]{say_duration(left)} left[/]"
         if self._task is None:
             self._task = self._progress.add_task("training", total=self._max_steps, numbers="")
             self._progress.start()

@@ -64,9 +64,7 @@ class LeadSink:
         self._screen.close()
         if self._journal.lost_lines:
             self._screen.say(f"{self._journal.path}: {self._journal.lost_lines} steps could not be written")
-            self._events.record(
-                "metrics_lost", incarnation=self._incarnation, lines=self._journal.lost_lines
-            )
+            self._events.record("metrics_lost", incarnation=self._incarnation, lines=self._journal.lost_lines)
         self._journal.close()
         self._events.close()
         if self._tracker is not None:
@@ -95,9 +93,7 @@ def open_metrics(
     """Open the sink of this rank: the lead's writes, every other's does nothing."""
     if not ranks.is_lead:
         return SilentSink()
-    hardware = Hardware(
-        world_size=ranks.world_size, flops_per_token=flops_per_token, peak_flops=peak_flops
-    )
+    hardware = Hardware(world_size=ranks.world_size, flops_per_token=flops_per_token, peak_flops=peak_flops)
     screen = open_screen(
         sys.stdout, max_steps=config.loop.max_steps, log_every_steps=config.loop.log_every_steps
     )
@@ -106,5 +102,7 @@ def open_metrics(
         try:
             tracker = start_tracker(layout)
         except OSError as error:
-            screen.say(f"W&B's helper did not start ({error}); training goes on, metrics.jsonl has everything")
+            screen.say(
+                f"W&B's helper did not start ({error}); training goes on, metrics.jsonl has everything"
+            )
     return LeadSink(layout, hardware, incarnation=incarnation, screen=screen, tracker=tracker)

@@ -1,0 +1,86 @@
+"""The loss of each document, many documents in one forward pass, none seeing another."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from training.data.encode import Encoded
+from training.evaluation.bootstrap import Floats
+from training.model.inputs import IGNORE_INDEX, Batch
+from training.model.packed import PackedLanguageModel, document_losses
+
+
+def measure_losses(
+    model: PackedLanguageModel,
+    documents: Sequence[Encoded],
+    *,
+    tokens_per_batch: int,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> Floats:
+    """Sum the nats of each document's targets.
+
+    Args:
+        model: Evaluation mode is the caller's affair.
+        documents: Each with one target at least.
+        tokens_per_batch: Most tokens of a forward pass; a longer document has a pass of its own.
+        device: Where the model lies.
+        advance: Called with the number of documents measured since the last call.
+
+    Returns:
+        float64 [D], in the order of ``documents``.
+    """
+    nats = np.zeros(len(documents))
+    for places in cut_rows([document.input_ids.size for document in documents], tokens_per_batch):
+        batch = lay_documents([documents[place] for place in places]).to(device)
+        sums, _ = document_losses(model, batch)
+        nats[places] = sums.numpy()
+        advance(len(places))
+    return nats
+
+
+def cut_rows(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Group places so that the lengths of a group sum to no more than ``tokens_per_batch``.
+
+    Equal lengths come together, which the per-document attention does in one call; longest first.
+    """
+    rows: list[list[int]] = []
+    room = 0
+    for place in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if lengths[place] > room or not rows:
+            rows.append([])
+            room = tokens_per_batch
+        rows[-1].append(place)
+        room -= lengths[place]
+    return rows
+
+
+def lay_documents(documents: Sequence[Encoded]) -> Batch:
+    """Lay documents end to end, without padding, as one row."""
+    ids = np.concatenate([document.input_ids for document in documents]).astype(np.int64)
+    labels = np.concatenate([shift_labels(document) for document in documents])
+    positions = np.concatenate([np.arange(document.input_ids.size) for document in documents])
+    bounds = np.cumsum([0, *(document.input_ids.size for document in documents)])
+    return Batch(
+        input_ids=torch.from_numpy(ids)[None],
+        labels=torch.from_numpy(labels)[None],
+        position_ids=torch.from_numpy(positions)[None],
+        document_bounds=tuple(int(bound) for bound in bounds),
+        tokens=int(ids.size),
+        targets=int((labels != IGNORE_INDEX).sum()),
+    )
+
+
+def shift_labels(document: Encoded) -> npt.NDArray[np.int64]:
+    """Give for each token its successor where that is a target, IGNORE_INDEX elsewhere; int64 [L]."""
+    labels = np.full(document.input_ids.size, IGNORE_INDEX, dtype=np.int64)
+    wanted = document.is_target[1:]
+    labels[:-1][wanted] = document.input_ids[1:][wanted]
+    return labels
+
+
+def count_targets(document: Encoded) -> int:
+    """Count the targets that have a token before them: those whose loss is measured."""
+    return int(document.is_target[1:].sum())
