@@ -1,6 +1,6 @@
 """From a document to token ids, and which of them are to be learnt.
 
-- Text: what the tokenizer puts in front, the text, the end token; all learnt but the first.
+- Text: what the tokenizer puts in front, the text, the end-of-text token; all learnt but the first.
 - Prompt and completion: tokenised apart and joined, so that generation later sees the prompt's very
   ids; learnt are the completion and the end token.
 - Chat: see ``training.data.chat``.
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from training.data.chat import encode_chats
 from training.data.documents import Document, Messages, PromptCompletion, Text
 from training.errors import ModelError
+from training.model.tokenizer import find_text_end
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,8 +54,8 @@ def encode_batch(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBa
     return [encoded[place] for place in range(len(documents))]
 
 
-def find_end(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Find the id of the token that ends a document.
+def find_answer_end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Find the id of the token that ends a completion: the one that generation stops at.
 
     Raises:
         ModelError: The tokenizer has none.
@@ -73,7 +74,7 @@ def _chats(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _pairs(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    end = find_end(tokenizer)
+    end = find_answer_end(tokenizer)
     pairs = [doc.content for doc in documents if isinstance(doc.content, PromptCompletion)]
     prompts = _open(_tokenize(tokenizer, [pair.prompt for pair in pairs], add_special=True), end)
     completions = _tokenize(tokenizer, [pair.completion for pair in pairs], add_special=False)
@@ -86,7 +87,7 @@ def _pairs(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _texts(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    end = find_end(tokenizer)
+    end = find_text_end(tokenizer)
     texts = [doc.content.text for doc in documents if isinstance(doc.content, Text)]
     return [
         _build([*ids, end], [bool(text.strip())] * (len(ids) + 1))

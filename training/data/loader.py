@@ -8,11 +8,13 @@ from types import TracebackType
 from typing import Self
 
 from training.batch import BatchPlan
+from training.config.schema import RunConfig
 from training.data.order import SampleOrder
 from training.data.packing import LongDocuments, Packing, plan_packing
-from training.data.reader import Corpus
+from training.data.reader import Corpus, open_corpus
 from training.data.rows import build_batch
 from training.model.inputs import Batch
+from training.ranks import Ranks
 
 CLOSE_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 0.1
@@ -162,3 +164,19 @@ def build_stream(
     packing = plan_rows(corpus, plan.sequence_length, long_documents)
     order = SampleOrder(block_sizes=packing.block_rows, seed=seed)
     return BatchStream(corpus, plan, packing, order, rank=rank, samples_seen=samples_seen)
+
+
+def open_batches(config: RunConfig, plan: BatchPlan, ranks: Ranks, *, samples_seen: int) -> BatchStream:
+    """Stream this rank's share of the run's corpus from position ``samples_seen`` on.
+
+    Raises:
+        DataError: There is no complete corpus, or as ``plan_rows``.
+    """
+    return build_stream(
+        open_corpus(config.data.path, "train"),
+        plan,
+        long_documents=config.data.long_documents,
+        seed=config.seed,
+        rank=ranks.rank,
+        samples_seen=samples_seen,
+    )

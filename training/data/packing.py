@@ -1,14 +1,14 @@
 """Packs documents into rows of ``sequence_length`` tokens, from their lengths alone.
 
-Best-fit decreasing over windows: the documents of a window go, longest first, each into the fullest row
-that still has room (Ding et al. 2024, arXiv:2404.10830, show that fewer cut documents also mean a better
-model). Rows that are not full stay open for the next window.
+Best-fit decreasing over windows of documents (Ding et al. 2024, arXiv:2404.10830), one row after another:
+the longest that still fits goes in, until one document or a pair of them fills the row to its last token.
+Taken alone, the longest would leave holes wherever documents are much of a length, as questions are.
 
 Documents are shuffled, within blocks, before the windows are cut: neighbours in a source are about the same
 thing, and a row should not be. The plan depends on lengths, ``sequence_length`` and policy only.
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -25,10 +25,10 @@ BLOCK_PIECES = 65_536
 """Pieces that are shuffled among each other: bounds what a reader must have at hand at once."""
 
 WINDOW_PIECES = 4_096
-"""Pieces sorted by length at once; twice as many fill the rows no better."""
+"""Pieces that wait for a row at once, at least."""
 
-OPEN_ROWS = 64
-"""Rows with room left that one window hands to the next."""
+RESERVE_PIECES = 512
+"""Pieces, the shortest, that one window hands to the next: enough lengths to fill its rows exactly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,25 +157,79 @@ def _cut(
 
 
 def _pack_block(sizes: npt.NDArray[np.int64], room: int) -> tuple[npt.NDArray[np.int64], int]:
-    # Rows are numbered as they are opened. `open_rows` is sorted by (room left, row).
+    # Rows are numbered as they are filled; the pool's leftovers, short ones, fill rows of the next window.
     placed = np.empty(len(sizes), dtype=np.int64)
-    open_rows: list[tuple[int, int]] = []
+    pool = _Pool(room)
     opened = 0
     for begin in range(0, len(sizes), WINDOW_PIECES):
-        window = sizes[begin : begin + WINDOW_PIECES]
-        for piece in np.argsort(-window, kind="stable").tolist():
-            size = int(window[piece])
-            fit = bisect_left(open_rows, (size, -1))
-            if fit == len(open_rows):
-                left, row = room, opened
-                opened += 1
-            else:
-                left, row = open_rows.pop(fit)
-            placed[begin + piece] = row
-            if left > size:
-                insort(open_rows, (left - size, row))
-        del open_rows[:-OPEN_ROWS]
+        end = min(begin + WINDOW_PIECES, len(sizes))
+        pool.add(range(begin, end), sizes[begin:end].tolist())
+        reserve = 0 if end == len(sizes) else RESERVE_PIECES
+        while pool.pieces > reserve:
+            left = room
+            while left and (size := pool.choose(left)):
+                placed[pool.take(size)] = opened
+                left -= size
+            opened += 1
     return placed, opened
+
+
+class _Pool:
+    """Pieces that wait for a row, by length."""
+
+    def __init__(self, room: int) -> None:
+        self.pieces = 0
+        self._room = room
+        self._waiting: dict[int, list[int]] = {}
+        self._mixed: list[int] = []  # lengths as the pieces came, the latest first; some are gone already
+        self._lengths: list[int] = []  # those of _waiting, ascending
+        self._is_waiting = np.zeros(room + 1, dtype=np.bool_)
+
+    def add(self, pieces: range, sizes: list[int]) -> None:
+        for piece, size in zip(pieces, sizes, strict=True):
+            self._waiting.setdefault(size, []).append(piece)
+        self._lengths = sorted(self._waiting)
+        self._is_waiting[self._lengths] = True
+        self.pieces += len(sizes)
+        self._mixed = sizes[::-1]
+
+    def choose(self, left: int) -> int:
+        """Give the length that goes next into a row with ``left`` tokens of room; 0 when none fits."""
+        place = bisect_right(self._lengths, left)
+        if not place:
+            return 0
+        longest = self._lengths[place - 1]
+        if left > 2 * longest:
+            # Too much room for a pair: any piece, so that the pool keeps its mixture of lengths. The row's
+            # first is the longest, which would otherwise be left alone in the end.
+            return longest if left == self._room else self._any(longest)
+        if longest == left:
+            return longest
+        # Two pieces that fill the row to the last token; without such a pair, the longest again.
+        half = (left + 1) // 2
+        pairs = self._is_waiting[half : longest + 1] & self._is_waiting[left - half : left - longest - 1 : -1]
+        found = int(pairs[::-1].argmax())
+        size = longest - found
+        if not pairs[len(pairs) - 1 - found] or (2 * size == left and len(self._waiting[size]) == 1):
+            return longest
+        return size
+
+    def _any(self, longest: int) -> int:
+        while self._mixed:
+            size = self._mixed.pop()
+            if size <= longest and size in self._waiting:
+                return size
+        return longest
+
+    def take(self, size: int) -> int:
+        waiting = self._waiting[size]
+        piece = waiting.pop()
+        self.pieces -= 1
+        if not waiting:
+            del self._waiting[size]
+            del self._lengths[bisect_left(self._lengths, size)]
+            self._is_waiting[size] = False
+        return piece
 
 
 def _count(

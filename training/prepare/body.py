@@ -32,8 +32,8 @@ def prepare(path: Path) -> None:
     for name, source in prepared.manifest.sources.items():
         if source.without_targets:
             console.print(
-                f"{escape(name)}: {source.without_targets:,} of {source.documents:,} documents hold no target "
-                "and were left out",
+                f"{escape(name)}: {source.without_targets:,} of {source.documents:,} documents hold no "
+                "target and were left out",
                 soft_wrap=True,
             )
 
