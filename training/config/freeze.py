@@ -21,7 +21,7 @@ def check_config(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, RunConfig)) from None
+        raise ConfigError(explain(error, RunConfig, values)) from None
 
 
 def write_frozen(path: Path, config: RunConfig, versions: dict[str, str]) -> None:

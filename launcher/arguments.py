@@ -1,0 +1,88 @@
+"""Reads the command line: a verb, Hydra overrides, and a few flags anywhere between them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.config.names import nearest
+from training.errors import ConfigError
+
+VERBS = ("prepare", "train", "evaluate", "export")
+_FLAGS = ("--help", "--version", "--multirun", "--cfg", "--config-dir")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """What was typed."""
+
+    verb: str | None
+    overrides: tuple[str, ...]
+    multirun: bool
+    show_help: bool
+    show_version: bool
+    show_config: bool
+    config_dir: Path | None
+
+
+def parse_arguments(words: Sequence[str]) -> Arguments:
+    """Tell verb, flags and overrides apart.
+
+    Raises:
+        ConfigError: A verb or a flag is unknown, or a flag's value is missing.
+    """
+    verb: str | None = None
+    overrides: list[str] = []
+    switches: set[str] = set()
+    config_dir: Path | None = None
+    rest = iter(words)
+    for word in rest:
+        flag, _, value = word.partition("=")
+        match flag:
+            case "-h" | "--help" | "-m" | "--multirun" | "--version":
+                switches.add({"-h": "--help", "-m": "--multirun"}.get(flag, flag))
+            case "-c" | "--cfg":
+                _check_cfg(value or next(rest, ""))
+                switches.add("--cfg")
+            case "-cd" | "--config-dir":
+                config_dir = Path(value or _value_of(flag, rest))
+            case _ if word.startswith("-"):
+                raise ConfigError(_unknown_flag(flag))
+            case _ if verb is None:
+                verb = _check_verb(word)
+            case _:
+                overrides.append(word)
+    return Arguments(
+        verb=verb,
+        overrides=tuple(overrides),
+        multirun="--multirun" in switches,
+        show_help="--help" in switches,
+        show_version="--version" in switches,
+        show_config="--cfg" in switches,
+        config_dir=config_dir,
+    )
+
+
+def _check_verb(word: str) -> str:
+    if word not in VERBS:
+        if "=" in word:
+            raise ConfigError(f"{word}: first say what to do: metier {'|'.join(VERBS)} {word}")
+        raise ConfigError(f"{word} is not a verb{nearest(word, VERBS)}")
+    return word
+
+
+def _check_cfg(value: str) -> None:
+    if value != "job":
+        raise ConfigError(f"--cfg {value or '(nothing)'}: wanted --cfg job")
+
+
+def _value_of(flag: str, rest: Iterator[str]) -> str:
+    value = next(rest, "")
+    if not value:
+        raise ConfigError(f"{flag} needs a folder after it")
+    return value
+
+
+def _unknown_flag(flag: str) -> str:
+    if flag == "--dry-run":
+        return "--dry-run is not a flag; write dry_run=true"
+    return f"{flag} is not a flag{nearest(flag, _FLAGS)}; a setting is written without dashes, KEY=VALUE"

@@ -1,0 +1,92 @@
+"""The exact commands that a run starts, and the environment they start in."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from training.batch import find_world_size
+from training.config.schema import ClusterConfig, RunConfig
+
+_PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+_GRACE_SECONDS = "120"
+
+
+def torchrun_command(config: RunConfig, run_directory: Path) -> list[str]:
+    """Give the command that starts this host's share of the run: the same on every host."""
+    cluster = config.cluster
+    if cluster.nodes == 1:
+        rendezvous = ["--standalone"]
+    else:
+        rendezvous = [
+            f"--nnodes={cluster.nodes}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={cluster.head_address}:{cluster.head_port}",
+            f"--rdzv-id={config.name}",
+        ]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *rendezvous,
+        f"--nproc-per-node={_processes_per_node(cluster)}",
+        "-m",
+        "training.worker",
+        str(run_directory),
+    ]
+
+
+def module_command(module: str, path: Path) -> list[str]:
+    """Give the command of one training module with its one argument."""
+    return [sys.executable, "-m", module, str(path)]
+
+
+def child_variables(cluster: ClusterConfig, cores: int, *, processes: int) -> dict[str, str]:
+    """Name the environment variables that a run needs besides the ones that are there.
+
+    Args:
+        cluster: For the threads per process.
+        cores: What this host has.
+        processes: How many share the cores.
+    """
+    threads = cluster.threads_per_process or max(1, cores // processes)
+    variables = {
+        "OMP_NUM_THREADS": str(threads),
+        # A stop means: finish the step and save. torchrun would kill after 30 seconds.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _GRACE_SECONDS,
+        # A folder `training` of the user's in the current directory is not ours.
+        "PYTHONSAFEPATH": "1",
+    }
+    if _PACKAGE_ROOT.name not in {"site-packages", "dist-packages"}:
+        variables["PYTHONPATH"] = str(_PACKAGE_ROOT)
+    return variables
+
+
+def merge_environment(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
+    """Lay our variables over the environment; PYTHONPATH is put in front of the user's."""
+    merged = {**environ, **variables}
+    if "PYTHONPATH" in variables and environ.get("PYTHONPATH"):
+        merged["PYTHONPATH"] = os.pathsep.join((variables["PYTHONPATH"], environ["PYTHONPATH"]))
+    return merged
+
+
+def show_command(command: list[str], variables: Mapping[str, str]) -> str:
+    """Write a command as it would be typed in a shell."""
+    return " ".join(
+        [*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(command)]
+    )
+
+
+def count_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def training_variables(config: RunConfig) -> dict[str, str]:
+    """Name the variables of a training start on this host."""
+    return child_variables(config.cluster, count_cores(), processes=_processes_per_node(config.cluster))
+
+
+def _processes_per_node(cluster: ClusterConfig) -> int:
+    return find_world_size(cluster) // cluster.nodes

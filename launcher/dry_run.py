@@ -1,0 +1,93 @@
+"""What a run would do, in words and numbers; nothing is written."""
+
+import json
+from collections.abc import Sequence
+
+from launcher.commands import show_command, torchrun_command, training_variables
+from launcher.run_directory import find_layout
+from training.batch import BatchPlan, find_world_size, plan_batch
+from training.config.schema import ClusterConfig, RunConfig
+from training.deepspeed_config import build_deepspeed_config
+
+
+def describe_training(config: RunConfig) -> str:
+    """Describe a training start: batch, schedule, DeepSpeed's JSON, the command of every host."""
+    plan = plan_batch(config.batch, find_world_size(config.cluster))
+    layout = find_layout(config)
+    deepspeed = json.dumps(build_deepspeed_config(config, plan), indent=2)
+    command = show_command(torchrun_command(config, layout.root), training_variables(config))
+    return f"""\
+dry run: nothing is written, nothing is started
+
+run            {layout.root}
+batch          {_batch_in_words(plan, config.loop.max_steps)}
+devices        {_devices_in_words(config.cluster)}
+learning rate  {_schedule_in_words(config)}
+
+DeepSpeed's configuration
+{deepspeed}
+
+{_where(config.cluster)}
+{command}
+"""
+
+
+def describe_command(command: Sequence[str]) -> str:
+    """Describe a verb that is one process."""
+    return f"dry run: nothing is written, nothing is started\n\n{show_command(list(command), {})}\n"
+
+
+def describe_hosts(config: RunConfig) -> str:
+    """Give the command that is to be run on each host."""
+    command = show_command(torchrun_command(config, find_layout(config).root), training_variables(config))
+    return f"{_where(config.cluster)}\n{command}\n"
+
+
+def _batch_in_words(plan: BatchPlan, max_steps: int) -> str:
+    tokens = plan.tokens_per_step
+    return f"""\
+{_count(plan.global_batch_size, "sample")} per step = {plan.micro_batch_size} per pass \
+x {_count(plan.world_size, "rank")} x {_count(plan.gradient_accumulation_steps, "pass", "passes")}
+               {plan.micro_batch_size * plan.world_size:,} samples per pass over all ranks, \
+gradient_accumulation_steps {plan.gradient_accumulation_steps}
+               {tokens:,} tokens per step (samples of {plan.sequence_length:,}), \
+{tokens * max_steps:,} in {max_steps:,} steps, padding included"""
+
+
+def _devices_in_words(cluster: ClusterConfig) -> str:
+    if cluster.gpus_per_node:
+        each = f"{_count(cluster.gpus_per_node, 'GPU')}, nccl"
+    else:
+        each = f"{_count(cluster.processes_per_node, 'process', 'processes')} on CPUs, gloo"
+    return f"{_count(cluster.nodes, 'node')}, each with {each}"
+
+
+def _schedule_in_words(config: RunConfig) -> str:
+    schedule, steps = config.schedule, config.loop.max_steps
+    peak = config.optimizer.learning_rate
+    final = f"{peak * schedule.final_fraction:g} at step {steps}"
+    rise = f"rises to {peak:g} over {schedule.warmup_steps} steps, " if schedule.warmup_steps else ""
+    rise = rise or f"begins at {peak:g}, "
+    match schedule.kind:
+        case "cosine":
+            return f"{rise}then falls along half a cosine to {final}"
+        case "linear":
+            return f"{rise}then falls in a straight line to {final}"
+        case "constant":
+            return f"{rise}then stays"
+        case "wsd":
+            first = steps - schedule.decay_steps
+            return f"{rise}stays until step {first}, then falls in a straight line to {final}"
+
+
+def _where(cluster: ClusterConfig) -> str:
+    if cluster.nodes == 1:
+        return "Command"
+    return (
+        f"On each of the {cluster.nodes} hosts, the first of them {cluster.head_address}, "
+        "in the same folder on a shared disk"
+    )
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -1,0 +1,86 @@
+"""Runs one job, or a sweep's jobs one after another, and says how they went."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import yaml
+
+from launcher.compose import Composed, compose_run, compose_values, overridden_paths
+from launcher.local import Ending
+from launcher.sweep import Job, plan_jobs
+from launcher.tree import ConfigTree
+from launcher.verbs import run_verb
+from training.errors import EXIT_OK, ConfigError, MetierError
+
+Row = tuple[str, str, str, str]
+_HEAD: Row = ("job", "state", "step", "time")
+
+
+def run_jobs(verb: str, overrides: Sequence[str], tree: ConfigTree, *, multirun: bool) -> int:
+    """Compose and check all jobs, then run them; stop at the first that does not complete.
+
+    Returns:
+        The exit code of the last job that ran.
+
+    Raises:
+        MetierError: Something that the user can mend; in a sweep, the job is named.
+    """
+    jobs = plan_jobs(overrides, tree, multirun=multirun)
+    runs = [compose_run(job.overrides, tree, job.suffix) for job in jobs]
+    _check_names(runs)
+    if not multirun:
+        return run_verb(verb, runs[0], overridden_paths(jobs[0].overrides, tree)).exit_code
+
+    rows: list[Row] = []
+    code = EXIT_OK
+    for number, (job, run) in enumerate(zip(jobs, runs, strict=True), start=1):
+        name = run.config.name
+        sys.stdout.write(f"[{number}/{len(jobs)}] {name}\n")
+        sys.stdout.flush()
+        started = time.monotonic()
+        ending = _run_job(verb, job, run, tree)
+        rows.append((name, ending.state, str(ending.step or ""), f"{time.monotonic() - started:.0f} s"))
+        code = ending.exit_code
+        if code != EXIT_OK or ending.state == "STOPPED":
+            break
+    sys.stdout.write(_table([_HEAD, *rows]))
+    if len(rows) < len(jobs):
+        sys.stderr.write(
+            f"metier {verb}: job {len(rows)} of {len(jobs)}, {rows[-1][0]}, ended as {rows[-1][1]}; "
+            f"{len(jobs) - len(rows)} not started; the same command goes on\n"
+        )
+    return code
+
+
+def show_configs(overrides: Sequence[str], tree: ConfigTree, *, multirun: bool) -> int:
+    """Print what is composed, unchecked, as YAML; one document per job."""
+    jobs = plan_jobs(overrides, tree, multirun=multirun)
+    for job in jobs:
+        values = compose_values(job.overrides, tree)
+        values["name"] = f"{values['name']}{job.suffix}" if job.suffix else values["name"]
+        separator = "---\n" if len(jobs) > 1 else ""
+        sys.stdout.write(separator + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return EXIT_OK
+
+
+def _run_job(verb: str, job: Job, run: Composed, tree: ConfigTree) -> Ending:
+    try:
+        return run_verb(verb, run, overridden_paths(job.overrides, tree))
+    except MetierError as error:
+        raise type(error)(f"job {run.config.name}: {error}") from error
+
+
+def _check_names(runs: Sequence[Composed]) -> None:
+    names = [run.config.name for run in runs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(
+            f"two jobs of this sweep would be named {twice}; sweep name=... along with the rest"
+        )
+
+
+def _table(rows: Sequence[Row]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(f"{line.rstrip()}\n" for line in lines)

@@ -1,0 +1,78 @@
+"""Training on this machine through torchrun, and what its end means."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.commands import merge_environment, torchrun_command, training_variables
+from launcher.processes import run_with_log
+from training.config.schema import RunConfig
+from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
+from training.layout import RunLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a start ended, for the exit code, for a line on the screen and for a sweep's table."""
+
+    exit_code: int
+    state: str
+    step: int | None
+    line: str
+
+
+def train_here(config: RunConfig, layout: RunLayout) -> Ending:
+    """Start one process per device, wait, and read how it went."""
+    layout.outcome.unlink(missing_ok=True)
+    log = layout.logs / "launch.log"
+    environment = merge_environment(os.environ, training_variables(config))
+    code = run_with_log(torchrun_command(config, layout.root), environment, log)
+    ending = read_ending(layout, config.loop.max_steps, code)
+    stream = sys.stdout if ending.exit_code == EXIT_OK else sys.stderr
+    stream.write(f"metier train: {ending.line}\n")
+    return ending
+
+
+def read_ending(layout: RunLayout, max_steps: int, code: int) -> Ending:
+    """Turn outcome.json into an exit code and one line; torchrun's own code says little.
+
+    Args:
+        layout: The run directory.
+        max_steps: The run's length.
+        code: torchrun's exit code, for the case that no rank could tell.
+    """
+    try:
+        outcome: dict[str, Any] = json.loads(layout.outcome.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return Ending(
+            exit_code=EXIT_FAILED,
+            state="KILLED",
+            step=None,
+            line=f"a process was killed (torchrun ended with {code}); see {layout.logs}; "
+            "the same command goes on from the last checkpoint",
+        )
+    state, step = str(outcome["state"]), outcome.get("step")
+    code, line = _explain(state, outcome, layout, max_steps)
+    return Ending(exit_code=code, state=state, step=step, line=line)
+
+
+def _explain(state: str, outcome: dict[str, Any], layout: RunLayout, max_steps: int) -> tuple[int, str]:
+    step, message = outcome.get("step"), outcome.get("message") or ""
+    match state:
+        case "COMPLETED":
+            return EXIT_OK, f"finished after step {step}; {layout.root}"
+        case "STOPPED":
+            return EXIT_OK, f"stopped after step {step} of {max_steps}; the same command goes on from there"
+        case "FENCED":
+            return EXIT_USER_ERROR, f"{layout.root} was taken over by a newer start, which goes on: {message}"
+    error_class = outcome.get("error_class") or "unknown error"
+    if error_class in _user_errors(MetierError):
+        return EXIT_USER_ERROR, message
+    log = layout.rank_log(int(outcome.get("rank") or 0))
+    return EXIT_FAILED, f"failed with {error_class}: {message}; the traceback is in {log}"
+
+
+def _user_errors(root: type[MetierError]) -> set[str]:
+    return {root.__name__}.union(*(_user_errors(each) for each in root.__subclasses__()))

@@ -1,0 +1,67 @@
+"""Starts child processes that end when the launcher ends, and passes its signals on."""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def run_here(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run a child on the same terminal and give its exit code."""
+    child = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent(os.getpid()))  # noqa: PLW1509
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            # The terminal has told the child as well: let it end in its own way.
+            continue
+
+
+def run_with_log(command: list[str], environment: Mapping[str, str], log: Path) -> int:
+    """Run a child whose stderr is appended to ``log``, ask it to stop when we are asked, give its exit code.
+
+    The child gets a session of its own: Ctrl-C reaches it once, through us, as the SIGTERM that
+    asks torchrun and its workers for an orderly end.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stderr:
+        child = _start(command, environment, stderr)
+
+        def forward(_number: int, _frame: FrameType | None) -> None:
+            child.send_signal(signal.SIGTERM)
+
+        before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            return child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def end_with_parent(parent: int) -> Callable[[], None]:
+    """Give what a new child calls so that the kernel sends it SIGTERM when its parent dies."""
+
+    def ask_the_kernel() -> None:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            # The parent died before the kernel was asked.
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return ask_the_kernel
+
+
+def _start(command: list[str], environment: Mapping[str, str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stderr=stderr,
+        start_new_session=True,
+        preexec_fn=end_with_parent(os.getpid()),  # noqa: PLW1509 - the launcher has one thread
+    )

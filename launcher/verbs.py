@@ -1,0 +1,81 @@
+"""The four verbs: from a composed run to the process that does the work."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.checks import check_devices, check_prepared
+from launcher.commands import child_variables, count_cores, merge_environment, module_command
+from launcher.compose import Composed
+from launcher.dry_run import describe_command, describe_hosts, describe_training
+from launcher.local import Ending, train_here
+from launcher.processes import run_here
+from launcher.run_directory import find_layout, freeze_run, refreeze_run
+from launcher.versions import find_versions
+from training.config.freeze import write_frozen
+from training.config.schema import RunConfig
+from training.errors import EXIT_OK, ClusterError
+
+_MODULES = {"evaluate": "training.evaluation", "export": "training.export"}
+
+
+def run_verb(verb: str, composed: Composed, overridden: Sequence[str]) -> Ending:
+    """Do what ``verb`` says for one run.
+
+    Args:
+        verb: prepare, train, evaluate or export.
+        composed: The run.
+        overridden: The dotted paths that the command line set.
+
+    Raises:
+        MetierError: Something that the user can mend.
+    """
+    config = composed.config
+    if verb == "train":
+        return _train(config, dry_run=composed.dry_run)
+    if verb == "prepare":
+        return _prepare(config, dry_run=composed.dry_run)
+    module = _MODULES[verb]
+    if composed.dry_run:
+        return _say(describe_command(module_command(module, find_layout(config).root)))
+    layout = refreeze_run(config, overridden)
+    return _run_module(module, layout.root, config)
+
+
+def _train(config: RunConfig, *, dry_run: bool) -> Ending:
+    if dry_run:
+        return _say(describe_training(config))
+    check_devices(config.cluster)
+    check_prepared(config)
+    layout = freeze_run(config)
+    if config.cluster.nodes > 1:
+        sys.stdout.write(describe_hosts(config))
+        raise ClusterError(
+            f"cluster.nodes={config.cluster.nodes}: run the command above on each host, "
+            f"or have a scheduler do so; {layout.config} is ready"
+        )
+    return train_here(config, layout)
+
+
+def _prepare(config: RunConfig, *, dry_run: bool) -> Ending:
+    if dry_run:
+        return _say(describe_command(module_command("training.prepare", Path("FROZEN_CONFIG.json"))))
+    with tempfile.TemporaryDirectory(prefix="metier-") as folder:
+        frozen = Path(folder) / "run.json"
+        write_frozen(frozen, config, find_versions())
+        return _run_module("training.prepare", frozen, config)
+
+
+def _run_module(module: str, path: Path, config: RunConfig) -> Ending:
+    variables = child_variables(config.cluster, count_cores(), processes=1)
+    code = run_here(module_command(module, path), merge_environment(os.environ, variables))
+    # A negative code is the signal that ended the child; a shell says 128 + signal.
+    code = code if code >= 0 else 128 - code
+    return Ending(exit_code=code, state="COMPLETED" if code == EXIT_OK else "FAILED", step=None, line="")
+
+
+def _say(text: str) -> Ending:
+    sys.stdout.write(text)
+    return Ending(exit_code=EXIT_OK, state="DRY RUN", step=None, line="")

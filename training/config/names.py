@@ -1,0 +1,19 @@
+"""Finds the name that was meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Offer the closest known name, else list what there is; empty when nothing is known."""
+    names = sorted(set(known))
+    close = find_nearest(name, names)
+    if close:
+        return f"; did you mean {close}?"
+    return f"; known here: {', '.join(names)}" if names else ""
+
+
+def find_nearest(name: str, known: Iterable[str]) -> str | None:
+    """Find the known name that is most like ``name``; None when none is much like it."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
