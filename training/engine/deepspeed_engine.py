@@ -20,6 +20,10 @@ from training.model.packed import PackedLanguageModel
 from training.optimizer import build_optimizer
 from training.ranks import Ranks
 
+# On CPUs DeepSpeed would compile a shared-memory all-reduce at first use, for a minute or two. gloo's own is
+# as fast for gradients of this size; DeepSpeed asks this table whether the op can be had.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:

