@@ -45,7 +45,7 @@ def build_model(
     base = _load_base(model, adapter.base_bits, DTYPES[precision], device)
     base.config.use_cache = False
     if activation_checkpointing == "full":
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_activation_checkpointing(base)
     if adapter.kind == "none":
         return base
     return attach_adapter(base, adapter, dtype=DTYPES[precision], seed=seed)
@@ -83,6 +83,16 @@ def _read_config(folder: str) -> Any:
         if isinstance(error, ValueError | KeyError):
             where = "has an architecture that this transformers does not know"
         raise ModelError(f"{folder} {where} ({_first_line(error)}); check model.path") from error
+
+
+def enable_activation_checkpointing(base: PreTrainedModel) -> None:
+    """Compute each layer again in backward, keeping its input only; without re-entering autograd."""
+    options = {"use_reentrant": False}
+    # transformers renamed it; the older name warns since.
+    if hasattr(base, "activation_checkpointing_enable"):
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -161,7 +171,7 @@ def _check_targets(base: PreTrainedModel, targets: str | list[str]) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             known = sorted({name.rsplit(".", 1)[-1] for name in names})
             raise ModelError(
-                f"adapter.targets names {target}, which is no linear layer of this model; "
+                f"adapter.targets names {target}, which is no linear layer of the model's body; "
                 f"it has {', '.join(known)}; or use all-linear"
             )
 

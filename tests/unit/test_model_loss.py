@@ -1,0 +1,80 @@
+"""The fused cross-entropy against torch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from training.model import loss as fused
+from training.model.loss import linear_cross_entropy, linear_cross_entropy_per_row
+
+
+def make(dtype: torch.dtype, *, bias: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    torch.manual_seed(0)
+    hidden = torch.randn(23, 8, dtype=dtype, requires_grad=True)
+    weight = torch.randn(50, 8, dtype=dtype, requires_grad=True)
+    offset = torch.randn(50, dtype=dtype, requires_grad=True) if bias else None
+    return hidden, weight, offset, torch.randint(0, 50, (23,))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 23, 100])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_loss_and_gradients_equal_the_plain_ones_for_every_chunk_size(
+    rows: int, bias: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fused._CHUNK_ELEMENTS, "cpu", rows * 50)
+    hidden, weight, offset, targets = make(dtype, bias=bias)
+    inputs = [tensor for tensor in (hidden, weight, offset) if tensor is not None]
+    plain = F.cross_entropy(F.linear(hidden, weight, offset), targets, reduction="sum")
+    # A factor shows that what comes from above is used.
+    wanted = torch.autograd.grad(plain * 0.37, inputs)
+    loss = linear_cross_entropy(hidden, weight, offset, targets)
+    found = torch.autograd.grad(loss * 0.37, inputs)
+    torch.testing.assert_close(loss, plain, rtol=tolerance, atol=tolerance)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance * 10, atol=tolerance * 10)
+
+
+def test_gradients_pass_gradcheck() -> None:
+    hidden, weight, offset, targets = make(torch.float64, bias=True)
+    hidden, targets = hidden[:3].detach().requires_grad_(), targets[:3]
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: linear_cross_entropy(h, w, b, targets), (hidden, weight, offset)
+    )
+
+
+def test_a_frozen_output_layer_gets_no_gradient() -> None:
+    hidden, weight, _, targets = make(torch.float32, bias=False)
+    weight.requires_grad_(False)
+    linear_cross_entropy(hidden, weight, None, targets).backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_losses_per_row_sum_up_to_the_loss() -> None:
+    hidden, weight, offset, targets = make(torch.float64, bias=True)
+    rows = linear_cross_entropy_per_row(hidden, weight, offset, targets)
+    plain = F.cross_entropy(F.linear(hidden, weight, offset), targets, reduction="none")
+    torch.testing.assert_close(rows, plain.detach())
+
+
+def test_bf16_inputs_give_an_fp32_loss_near_the_fp32_one() -> None:
+    hidden, weight, _, targets = make(torch.float32, bias=False)
+    wide = linear_cross_entropy(hidden, weight, None, targets)
+    narrow = linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), None, targets)
+    assert narrow.dtype == torch.float32
+    # Inputs rounded to 8 bits of mantissa: 2^-8 relative, times the logits' size.
+    torch.testing.assert_close(narrow, wide, rtol=2e-2, atol=0)
+
+
+def test_memory_does_not_grow_with_the_number_of_rows_times_the_vocabulary() -> None:
+    # All logits at once would be 4,096 x 32,768 fp32 = 512 MiB; the chunks are 32 MiB.
+    hidden = torch.randn(4096, 4, requires_grad=True)
+    weight = torch.randn(32768, 4)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        linear_cross_entropy(hidden, weight, None, torch.zeros(4096, dtype=torch.int64))
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < largest <= 32 * 2**20

@@ -1,0 +1,210 @@
+"""Packed documents: the same loss and gradient as each document alone, and never a dense mask."""
+
+import itertools
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from training.config.schema import AdapterConfig
+from training.errors import ModelError
+from training.model.attention import DOCUMENTS, generating, group_documents, register_attention
+from training.model.inputs import IGNORE_INDEX, Batch
+from training.model.load import attach_adapter, enable_activation_checkpointing
+from training.model.packed import PackedLanguageModel, document_losses
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+}
+ADAPTER = AdapterConfig(kind="lora", base_bits=16, rank=2, alpha=4, dropout=0.0, targets="all-linear")
+LENGTHS = [17, 40, 1, 33, 39, 5, 64, 2, 70]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    register_attention()
+    yield
+    torch.set_num_threads(threads)
+
+
+def build(kind: str, **extra: object) -> PreTrainedModel:
+    classes = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "llama_tied": (LlamaConfig, LlamaForCausalLM),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "mistral": (MistralConfig, MistralForCausalLM),
+    }
+    config_class, model_class = classes[kind]
+    extra = {"tie_word_embeddings": kind == "llama_tied", **extra}
+    if kind == "qwen3":
+        extra["head_dim"] = 16
+    model: PreTrainedModel = model_class(config_class(**SIZES, **extra))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def make_batch(lengths: list[int], target_share: float = 0.5) -> Batch:
+    bounds = [0]
+    for length in lengths:
+        bounds.append(bounds[-1] + length)
+    ids = torch.randint(0, SIZES["vocab_size"], (1, bounds[-1]))
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    for begin, end in itertools.pairwise(bounds):
+        labels[0, begin : end - 1] = ids[0, begin + 1 : end]
+    labels[torch.rand(labels.shape) > target_share] = IGNORE_INDEX
+    return Batch(
+        input_ids=ids,
+        labels=labels,
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+        document_bounds=tuple(bounds),
+        tokens=bounds[-1],
+        targets=int((labels != IGNORE_INDEX).sum()),
+    )
+
+
+def plain_losses(model: PreTrainedModel, batch: Batch) -> list[Tensor]:
+    """Each document alone through the plain model: the oracle."""
+    model.set_attn_implementation("eager")
+    losses = []
+    for begin, end in itertools.pairwise(batch.document_bounds):
+        logits = model(input_ids=batch.input_ids[:, begin:end]).logits[0]
+        losses.append(F.cross_entropy(logits, batch.labels[0, begin:end], reduction="sum"))
+    model.set_attn_implementation(DOCUMENTS)
+    return losses
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_tied", "qwen3", "mistral"])
+def test_packed_losses_and_gradients_equal_each_document_alone(kind: str) -> None:
+    model = build(kind)
+    batch = make_batch(LENGTHS)
+    wanted = plain_losses(model, batch)
+    torch.stack(wanted).sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    packed = PackedLanguageModel(model)
+    sums, targets = document_losses(packed, batch)
+    torch.testing.assert_close(sums.float(), torch.stack(wanted).detach(), rtol=1e-5, atol=1e-5)
+    assert int(targets.sum()) == batch.targets
+    loss = packed(batch)
+    torch.testing.assert_close(loss, torch.stack(wanted).sum().detach(), rtol=1e-5, atol=1e-5)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    model = build("llama")
+    model.set_attn_implementation(DOCUMENTS)
+    batch, packed = make_batch(LENGTHS), PackedLanguageModel(model)
+    packed(batch).backward()
+    plain = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    enable_activation_checkpointing(model)
+    packed.train()(batch).backward()
+    for parameter, wanted in zip(model.parameters(), plain, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted)
+
+
+def test_a_batch_without_targets_is_zero_and_still_reaches_every_trained_parameter() -> None:
+    model = build("llama")
+    model.set_attn_implementation(DOCUMENTS)
+    loss = PackedLanguageModel(model)(make_batch(LENGTHS, target_share=-1.0))
+    loss.backward()
+    assert loss.item() == 0.0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) == 0.0, name
+
+
+def test_only_the_adapter_gets_gradients_when_one_is_attached() -> None:
+    base = build("llama")
+    base.set_attn_implementation(DOCUMENTS)
+    model = attach_adapter(base, ADAPTER, dtype=torch.float32, seed=1)
+    PackedLanguageModel(model)(make_batch(LENGTHS)).backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert reached == {name for name, _ in model.named_parameters() if "lora_" in name}
+
+
+def test_a_long_packed_row_needs_no_dense_mask() -> None:
+    # A dense boolean mask of 16,384 x 16,384 is 256 MiB and its attention 16 GFLOP a layer and head.
+    model = build("llama")
+    model.set_attn_implementation(DOCUMENTS)
+    seen: list[Tensor | None] = []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(
+            lambda _, __, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+        )
+    start = time.process_time()
+    with torch.no_grad():
+        PackedLanguageModel(model)(make_batch([128] * 128, target_share=0.01))
+    assert seen == [None, None]
+    assert time.process_time() - start < 5
+
+
+def test_documents_of_like_length_share_one_call_and_every_token_has_one_place() -> None:
+    bounds = [0]
+    for length in LENGTHS:
+        bounds.append(bounds[-1] + length)
+    groups = group_documents(bounds, torch.device("cpu"))
+    assert torch.equal(groups.gather[groups.scatter], torch.arange(bounds[-1]))
+    assert len(groups.shapes) < len(LENGTHS)
+    assert sum(count for count, _ in groups.shapes) == len(LENGTHS)
+    assert groups.longest == 70
+
+
+def test_a_document_longer_than_the_sliding_window_is_refused() -> None:
+    model = build("mistral", sliding_window=32)
+    model.set_attn_implementation(DOCUMENTS)
+    with pytest.raises(ModelError, match=r"70 tokens is longer .* sliding window of 32"):
+        PackedLanguageModel(model)(make_batch(LENGTHS))
+
+
+def test_a_model_that_would_let_documents_see_each_other_is_refused() -> None:
+    model = build("llama")
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ModelError, match="see each other"):
+        PackedLanguageModel(model)(make_batch(LENGTHS))
+
+
+@pytest.mark.parametrize("through_context", [True, False])
+def test_generation_from_left_padded_prompts_equals_plain_sdpa(through_context: bool) -> None:
+    model = build("llama").eval()
+    ids = torch.randint(1, 96, (2, 12))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    model.set_attn_implementation("sdpa")
+    wanted = model.generate(ids, **options)
+    model.set_attn_implementation(DOCUMENTS)
+    model.config.use_cache = False
+    if through_context:
+        with generating(model) as lent:
+            answers = lent.generate(ids, **options)
+    else:
+        answers = model.generate(ids, **options)
+    assert torch.equal(answers, wanted)
+    assert model.config._attn_implementation == DOCUMENTS
+    assert model.config.use_cache is False

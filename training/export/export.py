@@ -1,0 +1,123 @@
+"""Exports a run: a checkpoint in, a verified Hugging Face folder out."""
+
+import sys
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from rich.console import Console
+
+from training.checkpoint.load import find_checkpoint, read_step
+from training.config.freeze import read_frozen
+from training.config.schema import RunConfig
+from training.data.manifest import Manifest, read_manifest
+from training.errors import ConfigError, DataError
+from training.export.card import read_scores, write_card, write_provenance
+from training.export.verify import (
+    TOLERANCE,
+    Agreement,
+    check_agreement,
+    compare_logits,
+    compute_logits,
+    read_probe,
+)
+from training.export.write import name_base, reload, write_adapter, write_merged
+from training.layout import RunLayout
+from training.model.attention import generating
+from training.model.folder import PROVENANCE, write_folder
+from training.model.generation import write_generation_config
+from training.model.quiet import quiet_upstream
+from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
+from training.model.trained import load_trained_model
+
+
+def export(layout: RunLayout) -> Agreement:
+    """Write ``model/`` from the newest checkpoint, or from ``export.step``'s; complete and verified, or not.
+
+    An older export stays until the new one is complete.
+
+    Raises:
+        ConfigError: run.json is missing, or the form does not go with the adapter.
+        CheckpointError: There is no such checkpoint.
+        ModelError: The base is missing, or the export is not what was trained.
+        StorageError: The disk is full or refuses.
+    """
+    config = read_frozen(layout.config)
+    if config.export.form == "adapter" and config.adapter.kind == "none":
+        raise ConfigError("export.form=adapter needs an adapter; use export.form=merged")
+    checkpoint = find_checkpoint(layout, config.export.step)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_trained_model(config, checkpoint, device)
+    found: list[tuple[int, Agreement]] = []
+
+    def write(staged: Path) -> None:
+        found.append(_write(staged, layout, config, model, read_step(checkpoint)))
+
+    write_folder(layout.model, write)
+    tensors, agreement = found[0]
+    _summarise(layout.model, config, read_step(checkpoint), tensors, agreement)
+    return agreement
+
+
+def _write(
+    staged: Path, layout: RunLayout, config: RunConfig, model: PeftModel, step: int
+) -> tuple[int, Agreement]:
+    """Fill ``staged`` and verify it; give the number of tensors and how near the logits are."""
+    tokenizer = load_tokenizer(config.model)
+    writes = write_adapter if config.export.form == "adapter" else write_merged
+    tensors = writes(staged, config, model)
+    with quiet_upstream():
+        tokenizer.save_pretrained(staged)
+    write_generation_config(staged, tokenizer)
+    agreement = _verify(staged, config, model)
+    manifest = _find_manifest(config)
+    base = name_base(config)
+    write_card(
+        staged,
+        config,
+        base=base,
+        step=step,
+        manifest=manifest,
+        scores=read_scores(layout.report / "report.json"),
+        agreement=agreement,
+    )
+    write_provenance(
+        staged / PROVENANCE,
+        config,
+        base=base,
+        step=step,
+        manifest=manifest,
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        agreement=agreement,
+    )
+    return tensors, agreement
+
+
+def _verify(staged: Path, config: RunConfig, model: PeftModel) -> Agreement:
+    device = next(model.parameters()).device
+    probe = read_probe(config, model.config.vocab_size)
+    with generating(model) as lent:
+        trained = compute_logits(lent, probe, device)
+    exported = compute_logits(reload(staged, config, device), probe, device)
+    agreement = compare_logits(trained, exported)
+    check_agreement(staged, agreement)
+    return agreement
+
+
+def _find_manifest(config: RunConfig) -> Manifest | None:
+    try:
+        return read_manifest(Path(config.data.path))
+    except DataError:
+        return None
+
+
+def _summarise(folder: Path, config: RunConfig, step: int, tensors: int, agreement: Agreement) -> None:
+    form = "adapter" if config.export.form == "adapter" else "whole model, bf16"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    console.print(f"Exported step {step} as {form}: {folder} ({tensors} tensors, {size / 1e6:.1f} MB)")
+    console.print(
+        f"Verified over {agreement.tokens} tokens: logits differ by at most "
+        f"{agreement.largest_difference:.3g}, {agreement.relative_difference:.3%} of their size "
+        f"(allowed {TOLERANCE:.0%}); same likeliest token after {agreement.argmax_agreement:.1%}"
+    )
