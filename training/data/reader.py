@@ -127,8 +127,8 @@ def open_corpus(path: Path | str, split: Split) -> Corpus:
 class _Shard:
     def __init__(self, path: Path, record: ShardRecord) -> None:
         _verify(path, record.sha256)
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
-            self._batch = file.get_batch(0)
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+            self._batch = stream.read_next_batch()
         ids, targets = self._batch.column("input_ids"), self._batch.column("is_target")
         self._ends = ids.offsets.to_numpy()
         self._ids = ids.values.to_numpy()

@@ -1,4 +1,7 @@
-"""Shards on the disk: Arrow IPC files with one row per document, the same bytes for the same documents."""
+"""Shards on the disk: Arrow IPC streams of one record batch, one row per document.
+
+The same documents give the same bytes; the files open in pyarrow and as `datasets.Dataset.from_file`.
+"""
 
 import contextlib
 import os
@@ -128,7 +131,7 @@ class SplitWriter:
         batch = _to_arrow(self._pending)
         with storage_errors(path):
             path.parent.mkdir(exist_ok=True)
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
                 writer.write_batch(batch)
             sync_file(path)
         self._shards.append(

@@ -7,7 +7,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from training.config.freeze import read_frozen
+from training.config.schema import RunConfig
 from training.data.corpus import Prepared, prepare_corpus
+from training.data.loader import plan_rows
+from training.data.reader import open_corpus
 from training.model.source import prepare_model
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.prepare.speak import Speaker
@@ -36,6 +39,22 @@ def prepare(path: Path) -> None:
                 "target and were left out",
                 soft_wrap=True,
             )
+    _say_packing(config, console)
+
+
+def _say_packing(config: RunConfig, console: Console) -> None:
+    # Planned here only to be told: a document that does not fit is known before any training starts.
+    length = config.batch.sequence_length
+    counts = plan_rows(open_corpus(config.data.path, "train"), length, config.data.long_documents).counts
+    console.print(
+        f"packing    {counts.rows:,} rows of {length:,} tokens, {counts.density:.1%} filled", soft_wrap=True
+    )
+    if longer := counts.split + counts.truncated + counts.dropped:
+        console.print(
+            f"           {longer:,} documents were longer than a row: data.long_documents="
+            f"{config.data.long_documents}, {counts.tokens_left_out:,} tokens left out",
+            soft_wrap=True,
+        )
 
 
 def _tabulate(prepared: Prepared) -> Table:
