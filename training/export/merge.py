@@ -1,6 +1,7 @@
 """Folds an adapter into its base: every weight of the whole model, under its Hugging Face name."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -48,7 +49,8 @@ def _merge_layer(prefix: str, layer: LoraLayer) -> Iterator[tuple[str, Tensor]]:
 def _plain_tensors(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in module.named_parameters(recurse=False):
         if isinstance(module, Linear4bit) and name == "weight":
-            unpacked = dequantize_4bit(parameter.data, parameter.quant_state)
+            state: Any = parameter.quant_state  # type: ignore[attr-defined]
+            unpacked = dequantize_4bit(parameter.data, state)
             yield f"{prefix}{name}", unpacked.float()
         else:
             yield f"{prefix}{name}", parameter.detach().float()

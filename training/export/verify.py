@@ -47,7 +47,7 @@ def read_probe(config: RunConfig, vocabulary: int) -> list[Tensor]:
         corpus = open_corpus(config.data.path, "held_out")
         count = min(_DOCUMENTS, len(corpus))
         places = [index * len(corpus) // count for index in range(count)]
-        documents = [corpus.document(place).input_ids[:_TOKENS].tolist() for place in places]
+        documents = [corpus.tokens(place, 0, _TOKENS)[0].tolist() for place in places]
     except DataError:
         documents = []
     if not documents:

@@ -166,7 +166,8 @@ def _cuda_of(base: nn.Module) -> list[int]:
 def _check_targets(base: PreTrainedModel, targets: str | list[str]) -> None:
     if isinstance(targets, str):
         return
-    names = [name for name, module in base.named_modules() if _is_linear(module)]
+    head = base.get_output_embeddings()
+    names = [name for name, module in base.named_modules() if _is_linear(module) and module is not head]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             known = sorted({name.rsplit(".", 1)[-1] for name in names})

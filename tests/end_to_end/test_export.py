@@ -1,0 +1,200 @@
+"""A run's checkpoint becomes a folder that plain transformers and peft read as what was trained."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from launcher.compose import compose_run
+from launcher.tree import ConfigTree
+from training.checkpoint.manifest import Manifest, record_file
+from training.checkpoint.weights import write_weights
+from training.config.freeze import write_frozen
+from training.config.schema import RunConfig
+from training.export.export import export
+from training.files import write_json
+from training.layout import RunLayout
+from training.model.folder import find_weight_files
+from training.model.load import four_bit_config
+from training.model.source import prepare_model
+from training.model.trained import load_trained_model
+
+CPU = torch.device("cpu")
+IDS = torch.arange(40)[None]
+FORMS = {
+    "full": ["adapter=none", "export.form=merged"],
+    "lora merged": ["adapter=lora", "export.form=merged"],
+    "qlora merged": ["adapter=qlora", "export.form=merged"],
+    "lora adapter": ["adapter=lora", "export.form=adapter"],
+    "qlora adapter": ["adapter=qlora", "export.form=adapter"],
+}
+
+
+def make_run(tmp_path: Path, overrides: list[str]) -> tuple[RunLayout, RunConfig, nn.Module]:
+    """Make a run directory as a training would leave it; gives the trained model as well."""
+    config = compose_run(
+        [
+            "experiment=tiny_smoke",
+            f"run_root={tmp_path / 'runs'}",
+            f"model.folder={tmp_path / 'tiny'}",
+            f"data.path={tmp_path / 'corpus'}",
+            *overrides,
+        ],
+        ConfigTree.open(None),
+    ).config
+    prepare_model(config.model, config.seed)
+    layout = RunLayout(Path(config.run_root) / config.name)
+    write_frozen(layout.config, config, {})
+    model = load_trained_model(config, None, CPU)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    write_checkpoint(layout, model, step=8)
+    return layout, config, model
+
+
+def write_checkpoint(layout: RunLayout, model: nn.Module, step: int) -> None:
+    folder = layout.checkpoint(step)
+    if isinstance(model, PeftModel):
+        tensors: Any = ((name, tensor) for name, tensor in model.state_dict().items() if "lora_" in name)
+    else:
+        tensors = ((name, parameter.detach()) for name, parameter in model.named_parameters())
+    files = write_weights(folder / "weights", model, tensors)
+    manifest = Manifest(
+        step=step,
+        samples_seen=step * 2,
+        world_size=1,
+        zero_stage=0,
+        incarnation=1,
+        files=[record_file(folder, path) for path in files],
+        versions={},
+    )
+    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+
+
+def read_again(layout: RunLayout, config: RunConfig, form: str) -> nn.Module:
+    """Load as a stranger would."""
+    if "adapter" not in form:
+        return AutoModelForCausalLM.from_pretrained(layout.model, dtype=torch.float32)
+    options = {"quantization_config": four_bit_config(torch.float32)} if form.startswith("qlora") else {}
+    base = AutoModelForCausalLM.from_pretrained(config.model.folder, dtype=torch.float32, **options)
+    return PeftModel.from_pretrained(base, layout.model)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_export_computes_what_was_trained(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout, config, trained = make_run(tmp_path, FORMS[form])
+    agreement = export(layout)
+    exported = read_again(layout, config, form)
+    with torch.no_grad():
+        wanted, found = (model(input_ids=IDS).logits for model in (trained, exported))
+        before = load_trained_model(config, None, CPU)(input_ids=IDS).logits
+    difference = float((found - wanted).norm() / wanted.norm())
+    # Merged weights are rounded to bf16 (2^-9 each); an adapter is kept as it is.
+    assert difference < (1e-6 if "adapter" in form else 0.01)
+    # Training moved the model much further than that, so that the test can tell.
+    assert float((before - wanted).norm() / wanted.norm()) > 0.05
+    assert agreement.argmax_agreement > 0.9
+    said = capsys.readouterr().out
+    assert "Exported step 8" in said
+    assert "Verified over 128 tokens" in said
+
+
+def test_a_merged_folder_is_whole_and_names_no_path_of_this_machine(tmp_path: Path) -> None:
+    layout, config, _ = make_run(tmp_path, FORMS["qlora merged"])
+    export(layout)
+    names = {path.name for path in layout.model.iterdir()}
+    assert names >= {
+        "README.md",
+        "config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "metier.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    for path in layout.model.iterdir():
+        if path.suffix != ".safetensors":
+            assert str(tmp_path) not in path.read_text(encoding="utf-8"), path.name
+    with safe_open(layout.model / "model.safetensors", framework="pt") as stream:
+        held = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    with safe_open(find_weight_files(Path(config.model.folder or ""))[0], framework="pt") as stream:
+        assert set(held) == set(stream.keys())
+    assert {tensor.dtype for tensor in held.values()} == {torch.bfloat16}
+    assert "lm_head.weight" not in held
+    model = AutoModelForCausalLM.from_pretrained(layout.model)
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert model.generation_config.eos_token_id == [258, 256]
+
+
+def test_an_exported_model_answers_a_chat_through_plain_transformers(tmp_path: Path) -> None:
+    layout, _, _ = make_run(tmp_path, FORMS["full"])
+    export(layout)
+    tokenizer = AutoTokenizer.from_pretrained(layout.model)
+    model = AutoModelForCausalLM.from_pretrained(layout.model)
+    chat = [{"role": "user", "content": "Hi"}]
+    inputs = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**inputs, max_new_tokens=5)
+    assert answer.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_an_adapter_folder_holds_the_adapter_alone(tmp_path: Path) -> None:
+    layout, _, trained = make_run(tmp_path, FORMS["lora adapter"])
+    export(layout)
+    assert isinstance(trained, PeftModel)
+    with safe_open(layout.model / "adapter_model.safetensors", framework="pt") as stream:
+        held = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    wanted = get_peft_model_state_dict(trained)
+    assert set(held) == set(wanted)
+    assert all(torch.equal(held[name], wanted[name]) for name in held)
+    settings = json.loads((layout.model / "adapter_config.json").read_text(encoding="utf-8"))
+    assert settings["base_model_name_or_path"] == "tiny"
+
+
+def test_the_card_tells_of_settings_and_scores(tmp_path: Path) -> None:
+    layout, _, _ = make_run(tmp_path, FORMS["lora merged"])
+    estimate = {"value": 2.5, "low": 2.25, "high": 2.75}
+    row = {"label": "held-out loss", "documents": 8, "before": estimate, "after": estimate}
+    report = {"checkpoint_step": 8, "confidence": 0.95, "scores": {"domain": row, "exact": None}}
+    write_json(layout.report / "report.json", report)
+    export(layout)
+    card = (layout.model / "README.md").read_text(encoding="utf-8")
+    assert "| held-out loss | 8 | 2.500 [2.250, 2.750] |" in card
+    assert "| adapter.rank | 16 |" in card
+    assert "95 % bootstrap" in card
+
+
+def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(tmp_path: Path) -> None:
+    layout, _, model = make_run(tmp_path, FORMS["full"])
+    export(layout)
+    first = (layout.model / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    write_checkpoint(layout, model, step=9)
+    export(layout)
+    second = (layout.model / "model.safetensors").read_bytes()
+    assert first != second
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = float("nan")
+    write_checkpoint(layout, model, step=10)
+    command = [sys.executable, "-m", "training.export", str(layout.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "model.embed_tokens.weight holds NaN or infinity" in done.stderr.strip().splitlines()[-1]
+    assert (layout.model / "model.safetensors").read_bytes() == second
+    assert [path.name for path in layout.root.iterdir() if path.name.startswith(".")] == []

