@@ -1,5 +1,6 @@
 """Questions with one right answer: what is asked, what was wanted, and how well an answer matches."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from training.evaluation.material import EvaluationDocument
+
+WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,9 +62,9 @@ def matches_exactly(answer: str, expected: str) -> bool:
 def find_word_f1(answer: str, expected: str) -> float:
     """Give the harmonic mean of precision and recall over words (SQuAD, arXiv:1606.05250, section 6.1).
 
-    Words are those of the normalised text, punctuation left on; 0..1.
+    Words are runs of letters and digits in the normalised text; 0..1.
     """
-    found, wanted = Counter(normalise_answer(answer).split()), Counter(normalise_answer(expected).split())
+    found, wanted = (Counter(WORD.findall(normalise_answer(text))) for text in (answer, expected))
     if not found or not wanted:
         return float(found == wanted)
     return 2 * (found & wanted).total() / (found.total() + wanted.total())

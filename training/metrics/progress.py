@@ -81,6 +81,7 @@ class LiveScreen:
             TextColumn("{task.fields[numbers]}"),
             console=console,
             expand=True,
+            redirect_stderr=False,  # that is the rank's log file
         )
 
     def show(self, line: dict[str, Any]) -> None:

@@ -1,0 +1,200 @@
+"""W&B behind its helper process: no server, a silent one, or a dead helper ever reaches the training."""
+
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wandb.proto import wandb_internal_pb2
+
+from training.layout import RunLayout
+from training.metrics.journal import Journal, read_journal
+from training.metrics.tracker import CLOSE_SECONDS, start_tracker
+
+FAKE_KEY = "a" * 40
+LEVELDB_BLOCK = 32768
+WANDB_HEADER = 7
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whoever runs the tests may have an account, which must not be used.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    for name in ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_DIR", "WANDB_PROJECT", "WANDB_ENTITY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """Accept every connection and never answer."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)  # the kernel completes the handshake; nobody reads
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def new_run(root: Path, mode: str) -> RunLayout:
+    layout = RunLayout(root / "run")
+    layout.root.mkdir()
+    tracker = {"mode": mode, "project": "tests", "entity": None, "group": None, "tags": ["a"]}
+    config = {"name": "run", "tracker": tracker, "optimizer": {"learning_rate": 1e-3}}
+    layout.config.write_text(json.dumps({"config": config, "versions": {}}))
+    return layout
+
+
+def write_steps(layout: RunLayout, first: int, last: int, seconds: float = 0.0) -> float:
+    """Append steps as a training would; give the slowest append in seconds."""
+    journal, slowest = Journal(layout.metrics), 0.0
+    for step in range(first, last + 1):
+        started = time.perf_counter()
+        journal.append({"step": step, "loss": 1 / step, "incarnation": 1})
+        slowest = max(slowest, time.perf_counter() - started)
+        time.sleep(seconds)
+    journal.close()
+    return slowest
+
+
+def wait_for(path: Path, words: str, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not (path.exists() and words in path.read_text()):
+        assert time.monotonic() < deadline, f"{path} does not say {words!r} within {timeout} s"
+        time.sleep(0.1)
+
+
+def read_offline_steps(layout: RunLayout) -> list[tuple[str, int]]:
+    """Read run id and `step` of every history row from all offline folders, oldest first."""
+    rows = []
+    for file in sorted((layout.tracker / "wandb").glob("offline-run-*/*.wandb")):
+        for record in read_records(file.read_bytes()[WANDB_HEADER:]):
+            if record.WhichOneof("record_type") == "history":
+                values = {(item.key or item.nested_key[0]): item.value_json for item in record.history.item}
+                rows.append((file.stem.removeprefix("run-"), int(values["step"])))
+    return rows
+
+
+def read_records(content: bytes) -> Iterator[wandb_internal_pb2.Record]:
+    """Read W&B's transaction log: LevelDB's log format (leveldb/doc/log_format.md) after a header."""
+    place, piece = 0, b""
+    while place + 7 <= len(content):
+        # The header counts as part of the first block.
+        left = LEVELDB_BLOCK - (place + WANDB_HEADER) % LEVELDB_BLOCK
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        piece += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(piece)
+            yield record
+            piece = b""
+
+
+def test_a_resumed_run_keeps_its_id_and_sends_no_step_twice(tmp_path: Path) -> None:
+    layout = new_run(tmp_path, "offline")
+    for first, last in ((1, 20), (11, 30)):  # the second start takes steps 11 to 20 again
+        handle = start_tracker(layout)
+        write_steps(layout, first, last)
+        handle.close(60)
+    run_id = (layout.tracker / "wandb_id").read_text().strip()
+    assert re.fullmatch(r"[a-z0-9]{8}", run_id)
+    assert read_offline_steps(layout) == [(run_id, step) for step in range(1, 31)]
+
+
+def test_a_killed_trainer_leaves_a_helper_that_sends_the_rest_and_ends(tmp_path: Path) -> None:
+    layout = new_run(tmp_path, "offline")
+    script = (
+        "import sys, time; from pathlib import Path; from training.layout import RunLayout\n"
+        "from training.metrics.tracker import start_tracker\n"
+        "handle = start_tracker(RunLayout(Path(sys.argv[1])))\n"
+        "print(handle.pid, flush=True); time.sleep(600)\n"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", script, str(layout.root)], stdout=subprocess.PIPE, text=True
+    )
+    assert trainer.stdout is not None
+    helper = int(trainer.stdout.readline())
+    wait_for(layout.logs / "tracker.log", "is open (offline)")
+    write_steps(layout, 1, 5)
+    trainer.kill()
+    trainer.wait()
+    trainer.stdout.close()
+    wait_for(layout.logs / "tracker.log", "W&B has every step up to 5", timeout=30)
+    assert [step for _, step in read_offline_steps(layout)] == [1, 2, 3, 4, 5]
+    wait_until_gone(helper, timeout=20)
+
+
+def test_a_stop_notice_to_every_descendant_does_not_reach_the_helper(tmp_path: Path) -> None:
+    layout = new_run(tmp_path, "offline")
+    handle = start_tracker(layout)
+    wait_for(layout.logs / "tracker.log", "is open (offline)")
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        os.kill(handle.pid, number)
+    write_steps(layout, 1, 3)
+    handle.close(60)
+    assert [step for _, step in read_offline_steps(layout)] == [1, 2, 3]
+
+
+def test_a_silent_server_slows_no_step_and_delays_the_end_by_seconds(
+    tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", silent_server)
+    check_unreachable(new_run(tmp_path, "online"))
+
+
+def test_a_refusing_server_slows_no_step_and_delays_the_end_by_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        check_unreachable(new_run(tmp_path, "online"))
+
+
+def check_unreachable(layout: RunLayout) -> None:
+    handle = start_tracker(layout)
+    slowest = write_steps(layout, 1, 30, seconds=0.1)
+    started = time.monotonic()
+    handle.close()
+    assert time.monotonic() - started < CLOSE_SECONDS + 1
+    assert slowest < 0.1
+    assert [line["step"] for line in read_journal(layout.metrics)] == list(range(1, 31))
+    assert not (layout.tracker / "sent.json").exists()
+    # What did not go out goes out later, by hand: here into an offline folder, of the same run.
+    offline = json.loads(layout.config.read_text())
+    offline["config"]["tracker"]["mode"] = "offline"
+    layout.config.write_text(json.dumps(offline))
+    command = [sys.executable, "-m", "training.metrics.tracker", str(layout.root)]
+    subprocess.run(command, check=True, timeout=60)
+    assert [step for _, step in read_offline_steps(layout)] == list(range(1, 31))
+
+
+def test_a_killed_helper_is_not_noticed_by_the_training(tmp_path: Path) -> None:
+    layout = new_run(tmp_path, "offline")
+    handle = start_tracker(layout)
+    wait_for(layout.logs / "tracker.log", "is open (offline)")
+    os.killpg(handle.pid, signal.SIGKILL)
+    write_steps(layout, 1, 5)
+    started = time.monotonic()
+    handle.close()
+    assert time.monotonic() - started < 1
+    assert len(read_journal(layout.metrics)) == 5
+
+
+def wait_until_gone(pid: int, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    # Nobody may reap an orphan here: a zombie is as good as gone.
+    while (status := Path(f"/proc/{pid}/status")).exists() and "State:\tZ" not in status.read_text():
+        assert time.monotonic() < deadline, f"the helper {pid} lives on after {timeout} s"
+        time.sleep(0.1)

@@ -1,0 +1,175 @@
+"""The report: numbers that agree, a page that needs nothing else, a folder that is whole or absent."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from training.config.schema import EvaluationConfig
+from training.config.sources import PythonTopicsSource
+from training.data.encode import Encoded
+from training.errors import StorageError
+from training.evaluation.answers import Question
+from training.evaluation.draw import running_mean
+from training.evaluation.material import EvaluationDocument, Material
+from training.evaluation.measure import Measurement
+from training.evaluation.page import build_page
+from training.evaluation.publish import publish_report
+from training.evaluation.report import CorpusFacts, Report, SourceFacts, sum_up_training
+from training.evaluation.scores import compare
+from training.evaluation.table import print_report
+from training.evaluation.words import tell_general
+
+HOSTILE = "<script>alert('x')</script> & \"quotes\""
+CONFIG = EvaluationConfig(
+    held_out_documents=40,
+    answer_documents=12,
+    answer_tasks=["naming"],
+    max_new_tokens=8,
+    general=PythonTopicsSource(kind="python_topics", max_documents=None),
+    general_documents=10,
+    general_tokens_per_document=9,
+    tokens_per_batch=64,
+    bootstrap_samples=200,
+    confidence=0.95,
+)
+
+
+def make_documents(count: int, task: str) -> list[EvaluationDocument]:
+    encoded = Encoded(np.arange(9, dtype=np.int32), np.arange(9) > 2)  # six targets
+    return [
+        EvaluationDocument(id=f"{task}/{index}", family=str(index // 2), task=task, encoded=encoded)
+        for index in range(count)
+    ]
+
+
+def make_report(*, with_answers: bool = True) -> Report:
+    generator = np.random.default_rng(0)
+    held_out = make_documents(20, "naming") + make_documents(20, "asking")
+    general = make_documents(10, "general")
+    questions = [
+        Question(
+            id=str(index),
+            family=str(index),
+            task="naming",
+            prompt_ids=np.arange(3, dtype=np.int32),
+            prompt=f"{HOSTILE} {index}",
+            expected="right",
+        )
+        for index in range(12 if with_answers else 0)
+    ]
+    before = Measurement(
+        held_out_nats=30 + generator.normal(0, 2, 40),
+        general_nats=18 + generator.normal(0, 1, 10),
+        answers=["wrong"] * len(questions),
+    )
+    after = Measurement(
+        held_out_nats=before.held_out_nats / 2,
+        general_nats=before.general_nats * 1.05,
+        answers=["Right "] * (len(questions) // 2) + [HOSTILE] * (len(questions) - len(questions) // 2),
+    )
+    material = Material(held_out=held_out, questions=[], general=general, held_out_total=400, cut=0)
+    scores = compare(material, questions, before, after, CONFIG, seed=0)
+    lines = [
+        {"step": step, "loss": 5 / step, "learning_rate": 1e-3, "samples_seen": 2 * step, "tokens": 100,
+         "step_seconds": 1.0, "checkpoint_stall_seconds": 1.0}
+        for step in range(1, 13)
+    ]  # fmt: skip
+    return Report(
+        name="a_run",
+        made="2026-01-01T00:00:00Z",
+        checkpoint_step=10,
+        headline="headline",
+        gained="gained",
+        lost=tell_general(scores, 0.95),
+        confidence=0.95,
+        bootstrap_samples=200,
+        scores=scores,
+        training=sum_up_training(lines, 20, 10),
+        corpus=CorpusFacts(
+            fingerprint="f" * 64,
+            sources=[SourceFacts(name="source", licence=HOSTILE, provenance="version 1", documents=400)],
+            train_documents=4000,
+            train_tokens=90000,
+            held_out_documents=400,
+            held_out_families=40,
+        ),
+        cut_documents=0,
+        settings=[("Model", "tiny")],
+        versions={"python": "3"},
+        seconds=3.0,
+    )
+
+
+def test_scores_say_what_the_measurements_say() -> None:
+    scores = make_report().scores
+    assert scores.domain.relative_change is not None
+    assert scores.domain.relative_change.value == pytest.approx(-0.5)
+    assert scores.domain.targets == 40 * 6
+    assert scores.domain.before.value == pytest.approx(30 / 6, rel=0.05)
+    assert scores.domain.verdict == "better"
+    assert scores.domain.intervals_apart
+    assert scores.general.verdict == "worse"
+    assert scores.exact is not None
+    assert (scores.exact.before.value, scores.exact.after.value) == (0, 0.5)
+    assert {task.key: task.documents for task in scores.tasks} == {"naming": 20, "asking": 20}
+    assert scores.domain_perplexity.after.value == pytest.approx(np.exp(scores.domain.after.value))
+
+
+def test_only_steps_up_to_the_checkpoint_are_told() -> None:
+    training = make_report().training
+    assert [point.step for point in training.curve] == list(range(1, 11))
+    assert (training.tokens, training.seconds, training.tokens_per_second) == (1000, 20.0, 50.0)
+
+
+@pytest.mark.parametrize("with_answers", [True, False])
+def test_the_page_fetches_nothing_and_escapes_what_it_shows(with_answers: bool) -> None:
+    page = build_page(make_report(with_answers=with_answers))
+    addresses = re.findall(r"""(?:src|href|srcset|action)\s*=\s*["']?([^"'\s>]+)""", page)
+    assert addresses
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
+    assert not re.search(r"https?://|url\(|@import|<script", page)
+    assert ("Answers to held-out questions" in page) is with_answers
+    assert "&lt;script&gt;" in page
+
+
+def test_the_folder_holds_three_files_and_the_json_every_number(tmp_path: Path) -> None:
+    report = make_report()
+    publish_report(report, tmp_path / "report")
+    publish_report(report, tmp_path / "report")  # a second evaluation takes the first one's place
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "report.html",
+        "report.json",
+        "report.png",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    told = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert told["scores"]["domain"]["after"]["value"] == report.scores.domain.after.value
+    assert told["scores"]["samples"][0]["expected"] == "right"
+    assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_disk_that_refuses_leaves_the_former_report_and_one_line(tmp_path: Path) -> None:
+    publish_report(make_report(), tmp_path / "report")
+    (tmp_path / ".report.partial").write_text("in the way")
+    with pytest.raises(StorageError, match=r"report: the report cannot be written .*; free some space"):
+        publish_report(replace(make_report(), name="another"), tmp_path / "report")
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["name"] == "a_run"
+
+
+def test_the_printed_table_has_a_row_per_measure_and_the_place(tmp_path: Path) -> None:
+    console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
+    print_report(console, make_report(), tmp_path / "report")
+    text = console.export_text()
+    for words in ("Loss on held-out documents", "Exact answers", "50.0%", "+5.0%", "worse", "report.html"):
+        assert words in text
+    console.file.close()
+
+
+def test_a_running_mean_looks_back_and_never_ahead() -> None:
+    assert running_mean([4.0, 2.0, 0.0, 6.0], 2) == [4.0, 3.0, 1.0, 3.0]
+    assert running_mean([4.0, 2.0], 0) == [4.0, 2.0]

@@ -1,0 +1,98 @@
+"""Rates, the journal's words, and what a person sees."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from training.metrics.progress import LiveScreen, PlainScreen, open_screen
+from training.metrics.rates import find_mfu, find_tokens_per_second, say_duration
+from training.metrics.record import Hardware, StepRecord, journal_line
+
+RECORD = StepRecord(
+    step=12,
+    samples_seen=24,
+    loss=3.2141,
+    learning_rate=9.1e-4,
+    grad_norm=0.8123,
+    tokens=918,
+    targets=300,
+    step_seconds=6.0,
+    data_wait_seconds=0.1,
+    checkpoint_stall_seconds=0.0,
+    memory_peak_bytes=1 << 30,
+)
+CPU = Hardware(world_size=2, flops_per_token=8e8, peak_flops=None)
+
+
+def line_at(step: int, **changes: float) -> dict[str, object]:
+    return journal_line(replace(RECORD, step=step, **changes), CPU, time=1.0, incarnation=1)
+
+
+def test_mfu_is_the_share_of_all_devices_peak_that_real_tokens_use() -> None:
+    # 1,000 tokens/s x 6 GFLOP = 6 TFLOP/s on two devices of 10 TFLOP/s each.
+    assert find_mfu(1000, 6e9, 10e12, 2) == pytest.approx(0.3)
+
+
+def test_mfu_is_absent_where_the_peak_is_unknown() -> None:
+    assert find_mfu(1000, 6e9, None, 2) is None
+    assert "mfu" not in line_at(12)
+    known = journal_line(RECORD, replace(CPU, peak_flops=1e12), time=1.0, incarnation=1)
+    assert known["mfu"] == pytest.approx(153 * 8e8 / 2e12)
+
+
+def test_rates_are_told_for_all_ranks_and_for_one() -> None:
+    line = line_at(12)
+    assert line["tokens_per_second"] == find_tokens_per_second(918, 6.0) == 153
+    assert line["tokens_per_second_per_gpu"] == 76.5
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_journal_and_told_on_the_screen() -> None:
+    line = line_at(12, loss=float("nan"))
+    assert line["loss"] is None
+    stream = io.StringIO()
+    PlainScreen(stream, max_steps=30, every_steps=1).show(line)
+    assert "loss not finite" in stream.getvalue()
+
+
+def test_plain_lines_come_every_so_many_steps_and_for_the_last() -> None:
+    stream = io.StringIO()
+    screen = PlainScreen(stream, max_steps=30, every_steps=12)
+    for step in range(1, 31):
+        screen.show(line_at(step))
+    assert stream.getvalue().splitlines() == [
+        "step 12/30  loss 3.214  lr 9.1e-04  grad_norm 0.81  153 tokens/s  1m48s left",
+        "step 24/30  loss 3.214  lr 9.1e-04  grad_norm 0.81  153 tokens/s  36s left",
+        "step 30/30  loss 3.214  lr 9.1e-04  grad_norm 0.81  153 tokens/s  done",
+    ]
+
+
+def test_the_time_left_counts_checkpoints_and_forgets_slow_beginnings() -> None:
+    stream = io.StringIO()
+    screen = PlainScreen(stream, max_steps=200, every_steps=100)
+    screen.show(line_at(1, step_seconds=500.0))
+    for step in range(2, 101):
+        screen.show(line_at(step, step_seconds=1.0, checkpoint_stall_seconds=1.0))
+    assert stream.getvalue().rstrip().endswith("3m20s left")
+
+
+def test_a_terminal_gets_a_live_bar_and_a_file_plain_lines() -> None:
+    assert isinstance(open_screen(io.StringIO(), max_steps=3, log_every_steps=1), PlainScreen)
+    stream = io.StringIO()
+    screen = LiveScreen(Console(file=stream, force_terminal=True, width=120), max_steps=30)
+    screen.show(line_at(12))
+    screen.say("saved step 12")
+    screen.close()
+    text = stream.getvalue()
+    assert "12/30" in text
+    assert "saved step 12" in text
+    assert "153 tokens/s" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.6, "1m00s"), (125, "2m05s"), (11220, "3h07m"), (367200, "4d06h")],
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert say_duration(seconds) == text
