@@ -1,5 +1,6 @@
 """The command `metier`: reads the command line, composes, and hands each job to its verb."""
 
+import gc
 import importlib.metadata
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from training.errors import EXIT_OK, EXIT_USER_ERROR, MetierError
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; give the exit code: 0 done, 1 failed, 2 something that the user can mend."""
+    # The command answers within a second and then only waits: collecting garbage would cost a tenth of it.
+    gc.disable()
     words = sys.argv[1:] if words is None else words
     who = "metier"
     try:

@@ -19,8 +19,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.misspelt import missing_name, unknown_choice, unknown_key, unreadable
+from launcher.misspelt import FREE_MAPPINGS, missing_name, unknown_choice, unknown_key, unreadable
 from launcher.tree import GROUPS, OWN_FOLDER, ConfigTree
+from training.config.explain import skeleton
 from training.config.freeze import check_config
 from training.config.schema import RunConfig
 from training.errors import ConfigError
@@ -108,12 +109,18 @@ def _compose(overrides: Sequence[Override], tree: ConfigTree) -> dict[str, Any]:
         unknown = _UNKNOWN_KEY.search(str(error))
         groups = [each for each in overrides if each.key_or_group in GROUPS]
         if unknown and len(groups) < len(overrides):
-            # Once more without the overrides of single settings, to see what there is.
-            raise ConfigError(unknown_key(unknown[1], _compose(groups, tree))) from None
+            raise ConfigError(unknown_key(unknown[1], _known_values(unknown[1], groups, tree))) from None
         raise ConfigError(_translate(error)) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{OWN_FOLDER / 'config.yaml'} is not a mapping")
     return {str(key): value for key, value in values.items()}
+
+
+def _known_values(path: str, groups: Sequence[Override], tree: ConfigTree) -> Mapping[str, Any]:
+    """Give what there is to choose from, by the schema, which is at hand, where that knows it."""
+    if path.startswith(FREE_MAPPINGS):
+        return _compose(groups, tree)
+    return {**skeleton(RunConfig), "dry_run": None}
 
 
 def _parse(overrides: Sequence[str], tree: ConfigTree, *, sweep: bool) -> list[Override]:

@@ -7,12 +7,12 @@ from launcher.tree import GROUPS, ConfigTree
 from training.config.names import find_nearest, nearest
 
 # Mappings whose keys are the user's own: a new one is added with a +.
-_FREE_MAPPINGS = ("model.architecture", "strategy.deepspeed_extra", "data.sources")
+FREE_MAPPINGS = ("model.architecture", "strategy.deepspeed_extra", "data.sources")
 
 
 def unknown_key(path: str, values: Mapping[str, Any]) -> str:
     """Say that no setting has this dotted path, with the nearest that exists in ``values``."""
-    for mapping in _FREE_MAPPINGS:
+    for mapping in FREE_MAPPINGS:
         if path.startswith(f"{mapping}."):
             return _unknown_in_mapping(path, mapping, values)
     known = sorted(setting_paths(values))

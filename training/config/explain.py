@@ -65,6 +65,15 @@ def known_keys(root: type[BaseModel], path: Sequence[str], values: Any) -> list[
     return sorted({name for section in chosen or sections for name in section.model_fields})
 
 
+def skeleton(section: type[BaseModel]) -> dict[str, Any]:
+    """Name all settings of a section and of those in it, without their values."""
+    settings: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        below = _sections(field.annotation)
+        settings[name] = skeleton(below[0]) if len(below) == 1 else None
+    return settings
+
+
 def _typed_path(problem: Problem, values: Any) -> tuple[str, ...]:
     """Give the path as the user would type it: without the names of union members that pydantic adds."""
     path: list[str] = []
@@ -114,6 +123,8 @@ def _wanted(problem: Problem) -> str:
     if problem["type"] == "literal_error":
         return str(problem["ctx"]["expected"])
     message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if message.startswith(("greater than", "less than")):
+        message = f"a number {message}"
     return _WORDS.get(problem["type"], message)
 
 

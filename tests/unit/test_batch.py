@@ -1,0 +1,53 @@
+"""The batch arithmetic cuts the global batch exactly, or says what would."""
+
+import itertools
+import re
+
+import pytest
+
+from training.batch import find_world_size, plan_batch
+from training.config.schema import BatchConfig, ClusterConfig
+from training.errors import ConfigError
+
+
+def batch(micro: int, total: int) -> BatchConfig:
+    return BatchConfig(sequence_length=8, micro_batch_size=micro, global_batch_size=total)
+
+
+def cluster(nodes: int, gpus: int, processes: int) -> ClusterConfig:
+    return ClusterConfig(
+        kind="local",
+        nodes=nodes,
+        gpus_per_node=gpus,
+        processes_per_node=processes,
+        threads_per_process=None,
+        head_address="localhost",
+        head_port=29500,
+        timeout_seconds=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("micro", "world_size", "steps"), list(itertools.product((1, 2, 3), (1, 2, 5), (1, 4)))
+)
+def test_the_global_batch_is_the_product_of_its_parts(micro: int, world_size: int, steps: int) -> None:
+    plan = plan_batch(batch(micro, micro * world_size * steps), world_size)
+    assert plan.gradient_accumulation_steps == steps
+    assert plan.tokens_per_step == 8 * micro * world_size * steps
+
+
+@pytest.mark.parametrize(("micro", "total", "world_size"), [(2, 7, 2), (3, 10, 1), (4, 3, 2), (1, 9, 8)])
+def test_a_batch_that_cannot_be_cut_offers_only_ones_that_can(
+    micro: int, total: int, world_size: int
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        plan_batch(batch(micro, total), world_size)
+    offered = re.findall(r"\d+", str(raised.value).rpartition("use ")[2])
+    assert offered
+    for number in offered:
+        assert plan_batch(batch(micro, int(number)), world_size).global_batch_size == int(number)
+
+
+def test_gpus_count_as_processes_and_where_there_are_none_the_processes_do() -> None:
+    assert find_world_size(cluster(2, 8, 3)) == 16
+    assert find_world_size(cluster(2, 0, 3)) == 6
