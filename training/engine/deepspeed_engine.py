@@ -7,7 +7,9 @@ from typing import Any
 
 import deepspeed
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from training.batch import BatchPlan
 from training.collectives import sum_over_ranks
@@ -37,13 +39,16 @@ class Place:
 class DeepSpeedEngine:
     """Forward, backward and optimizer of one rank. Every method is collective."""
 
-    def __init__(self, model: nn.Module, config: RunConfig, place: Place) -> None:
-        """Hand ``model`` (a transformers or peft model on ``place.device``) over to DeepSpeed."""
+    def __init__(self, model: PreTrainedModel | PeftModel, config: RunConfig, place: Place) -> None:
+        """Hand ``model``, which lies on ``place.device``, over to DeepSpeed."""
         self._place = place
         self._seed = config.seed
         self._zero_stage = config.strategy.zero_stage
         self._max_grad_norm = config.optimizer.max_grad_norm
         self.model = model
+        self.architecture: dict[str, Any] = model.config.to_dict()
+        """The model's config.json as a mapping."""
+
         packed = PackedLanguageModel(model)
         packed.train()
         self._engine, *_ = deepspeed.initialize(

@@ -1,8 +1,10 @@
 """Builds the parts of one run and drives the loop: run.json -> parts -> loop -> outcome."""
 
 import resource
+from dataclasses import dataclass
 from importlib.metadata import version
 
+import numpy as np
 import torch
 
 from training.checkpoint.fence import claim_incarnation
@@ -10,7 +12,8 @@ from training.checkpoint.store import CheckpointStore, Lineage
 from training.collectives import from_lead, leave
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
-from training.data.loader import open_batches
+from training.data.loader import build_stream
+from training.data.reader import Corpus, open_corpus
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.errors import EXIT_OK
 from training.layout import RunLayout
@@ -30,18 +33,31 @@ from training.worker.start import take_place
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """What stays the same while a run is trained."""
+
+    config: RunConfig
+    place: Place
+    corpus: Corpus
+    engine: DeepSpeedEngine
+    metrics: MetricsSink
+
+
 def run(layout: RunLayout, ranks: Ranks) -> int:
     """Train until the run is finished or asked to stop; give the exit code. Collective."""
     config = read_frozen(layout.config)
     check_rules(config)
     place = take_place(config, ranks)
+    corpus = open_corpus(config.data.path, "train")
     incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
     stop = StopFlag(place.device)
     engine = _build_engine(config, place)
-    metrics = _open_metrics(layout, config, place, engine, incarnation)
+    metrics = _open_metrics(layout, config, place, incarnation, _flops_per_token(config, engine, corpus))
     try:
         store = CheckpointStore(engine, _lineage(layout, config, ranks, incarnation), metrics)
-        reason, progress = _train(config, place, engine, store, metrics, stop)
+        scene = Scene(config=config, place=place, corpus=corpus, engine=engine, metrics=metrics)
+        reason, progress = _train(scene, store, stop)
     except Exception as error:
         metrics.event("failed", error_class=type(error).__name__, reason=str(error))
         raise
@@ -53,20 +69,21 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
     return EXIT_OK
 
 
-def _train(
-    config: RunConfig,
-    place: Place,
-    engine: DeepSpeedEngine,
-    store: CheckpointStore,
-    metrics: MetricsSink,
-    stop: StopFlag,
-) -> tuple[StopReason, Progress]:
+def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopReason, Progress]:
+    config, place, metrics = scene.config, scene.place, scene.metrics
     progress = store.resume()
     metrics.event("resumed" if progress.step else "started", step=progress.step)
-    batches = open_batches(config, place.plan, place.ranks, samples_seen=progress.samples_seen)
+    batches = build_stream(
+        scene.corpus,
+        place.plan,
+        long_documents=config.data.long_documents,
+        seed=config.seed,
+        rank=place.ranks.rank,
+        samples_seen=progress.samples_seen,
+    )
     parts = Parts(
         batches=batches,
-        engine=engine,
+        engine=scene.engine,
         checkpoints=store,
         metrics=metrics,
         stop=stop,
@@ -107,7 +124,7 @@ def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: in
 
 
 def _open_metrics(
-    layout: RunLayout, config: RunConfig, place: Place, engine: DeepSpeedEngine, incarnation: int
+    layout: RunLayout, config: RunConfig, place: Place, incarnation: int, flops: float | None
 ) -> MetricsSink:
     on_gpu = place.device.type == "cuda"
     return open_metrics(
@@ -115,9 +132,17 @@ def _open_metrics(
         config,
         place.ranks,
         incarnation=incarnation,
-        flops_per_token=flops_per_token(engine.model.config.to_dict(), config.batch.sequence_length),
+        flops_per_token=flops,
         peak_flops=peak_flops(torch.cuda.get_device_name(place.device)) if on_gpu else None,
     )
+
+
+def _flops_per_token(config: RunConfig, engine: DeepSpeedEngine, corpus: Corpus) -> float | None:
+    """Count what a token of this corpus costs: it attends to its own document, cut to a row, alone."""
+    lengths = np.minimum(np.asarray(corpus.lengths, dtype=np.float64), config.batch.sequence_length)
+    attended = float((lengths**2).sum() / lengths.sum())
+    frozen = config.adapter.kind != "none"
+    return flops_per_token(engine.architecture, attended, frozen_base=frozen)
 
 
 def memory_peak_bytes(device: torch.device) -> int:
