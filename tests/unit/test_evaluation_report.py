@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import replace
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from training.evaluation.draw import running_mean
 from training.evaluation.material import EvaluationDocument, Material
 from training.evaluation.measure import Measurement
 from training.evaluation.page import build_page
-from training.evaluation.publish import publish_report
+from training.evaluation.publish import publish_files, publish_report
 from training.evaluation.report import CorpusFacts, Report, SourceFacts, sum_up_training
 from training.evaluation.scores import compare
 from training.evaluation.table import print_report
@@ -140,25 +141,37 @@ def test_the_page_fetches_nothing_and_escapes_what_it_shows(with_answers: bool) 
 def test_the_folder_holds_three_files_and_the_json_every_number(tmp_path: Path) -> None:
     report = make_report()
     publish_report(report, tmp_path / "report")
-    publish_report(report, tmp_path / "report")  # a second evaluation takes the first one's place
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "report.html",
-        "report.json",
-        "report.png",
-    ]
-    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    names = sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert names == ["report.html", "report.json", "report.png"]
     told = json.loads((tmp_path / "report" / "report.json").read_text())
     assert told["scores"]["domain"]["after"]["value"] == report.scores.domain.after.value
     assert told["scores"]["samples"][0]["expected"] == "right"
     assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_new_folder_takes_the_former_ones_place_and_leaves_nothing_else(tmp_path: Path) -> None:
+    publish_files({"a": b"old", "b": b"old"}, tmp_path / "report")
+    publish_files({"a": b"new"}, tmp_path / "report")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "report",
+        "report/a",
+    ]
+    assert (tmp_path / "report" / "a").read_bytes() == b"new"
+
+
 def test_a_disk_that_refuses_leaves_the_former_report_and_one_line(tmp_path: Path) -> None:
-    publish_report(make_report(), tmp_path / "report")
-    (tmp_path / ".report.partial").write_text("in the way")
-    with pytest.raises(StorageError, match=r"report: the report cannot be written .*; free some space"):
-        publish_report(replace(make_report(), name="another"), tmp_path / "report")
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["name"] == "a_run"
+    publish_files({"a": b"old"}, tmp_path / "report")
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+        with pytest.raises(StorageError, match=r"report: the report cannot be written .*; free some space"):
+            publish_files({"a": b"new", "b": b"x" * 2000}, tmp_path / "report")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    assert (tmp_path / "report" / "a").read_bytes() == b"old"
 
 
 def test_the_printed_table_has_a_row_per_measure_and_the_place(tmp_path: Path) -> None:

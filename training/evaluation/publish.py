@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from training.errors import StorageError
@@ -12,7 +13,7 @@ from training.files import sync_file, sync_folder
 
 
 def publish_report(report: Report, folder: Path) -> None:
-    """Fill a folder beside ``folder`` with report.json, report.html and report.png, and put it in its place.
+    """Write report.json, report.html and report.png.
 
     Raises:
         StorageError: The disk is full or refuses; the former report stays as it was.
@@ -22,6 +23,15 @@ def publish_report(report: Report, folder: Path) -> None:
         "report.html": build_page(report).encode(),
         "report.png": draw_png(report),
     }
+    publish_files(contents, folder)
+
+
+def publish_files(contents: Mapping[str, bytes], folder: Path) -> None:
+    """Fill a folder beside ``folder`` and put it in its place once it is on the disk.
+
+    Raises:
+        StorageError: The disk is full or refuses; the former folder stays as it was.
+    """
     staging = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(staging, ignore_errors=True)
