@@ -142,7 +142,7 @@ def test_every_stage_and_cut_gives_the_losses_of_the_plain_loop(world_size: int,
     expected = plain_losses(adapter=adapter, learning_rate=rate)
     answers = on_ranks(world_size, train_cuts, cuts, adapter)
 
-    assert expected[-1] < 0.9 * expected[0], "the case must learn, or equal losses say little"
+    assert expected[-1] < 0.95 * expected[0], "the case must learn, or equal losses say little"
     for cut, *per_rank in zip(cuts, *answers, strict=True):
         for reported in per_rank:
             assert [loss for loss, _ in reported] == pytest.approx(expected, rel=1e-4), cut

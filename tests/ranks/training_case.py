@@ -61,7 +61,7 @@ def make_model(*, adapter: bool, dtype: torch.dtype = torch.float32) -> Any:
         LlamaConfig(
             hidden_size=64,
             intermediate_size=96,
-            num_hidden_layers=3,
+            num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
             vocab_size=VOCABULARY,

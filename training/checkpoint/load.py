@@ -20,9 +20,7 @@ def find_checkpoint(layout: RunLayout, step: int | None) -> Path:
         folder = layout.checkpoint(step)
         if not folder.is_dir():
             known = ", ".join(str(read_step(path)) for path in list_checkpoints(layout.checkpoints))
-            raise CheckpointError(
-                f"{folder} does not exist; checkpoints: {known or 'none'}"
-            )
+            raise CheckpointError(f"{folder} does not exist; checkpoints: {known or 'none'}")
         _verify_weights(folder)
         return folder
     reasons = []

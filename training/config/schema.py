@@ -74,11 +74,11 @@ class StrategyConfig(Section):
 class OptimizerConfig(Section):
     """AdamW (arXiv:1711.05101)."""
 
-    kind: Literal["adamw"]
+    kind: Literal["adamw"] = Field(description="AdamW with decoupled weight decay")
     learning_rate: PositiveFloat = Field(description="the schedule's peak")
-    beta1: Fraction
-    beta2: Fraction
-    epsilon: PositiveFloat
+    beta1: Fraction = Field(description="decay of the mean of gradients")
+    beta2: Fraction = Field(description="decay of the mean of squared gradients")
+    epsilon: PositiveFloat = Field(description="added to the root of the squared mean")
     weight_decay: NonNegativeFloat = Field(description="on matrices; never on norms and biases")
     max_grad_norm: PositiveFloat = Field(description="gradients are scaled down to this global L2 norm")
 
@@ -107,7 +107,7 @@ class LoopConfig(Section):
 
     max_steps: PositiveInt = Field(description="optimizer steps of the whole run")
     log_every_steps: PositiveInt = Field(description="steps between lines on the screen; the journal has all")
-    checkpoint_every_steps: PositiveInt
+    checkpoint_every_steps: PositiveInt = Field(description="steps between checkpoints; the last is saved")
     keep_checkpoints: PositiveInt = Field(description="newest checkpoints kept")
 
 
@@ -115,7 +115,7 @@ class ClusterConfig(Section):
     """Where it runs: how many nodes, and how many processes on each. One process per device."""
 
     kind: Literal["local"] = Field(description="local: torchrun, on this machine or by hand on several")
-    nodes: PositiveInt
+    nodes: PositiveInt = Field(description="machines")
     gpus_per_node: NonNegativeInt = Field(description="0: train on CPUs, over gloo; else nccl")
     processes_per_node: PositiveInt = Field(description="CPU only: processes on each node")
     threads_per_process: PositiveInt | None = Field(description="null: the node's cores shared out evenly")
@@ -127,11 +127,13 @@ class ClusterConfig(Section):
 class TrackerConfig(Section):
     """Weights & Biases. metrics.jsonl is written whatever is said here."""
 
-    mode: Literal["online", "offline", "disabled"]
-    project: str
-    entity: str | None
-    group: str | None
-    tags: list[str]
+    mode: Literal["online", "offline", "disabled"] = Field(
+        description="online: sent as it happens; offline: kept in the run directory for `wandb sync`"
+    )
+    project: str = Field(description="W&B project")
+    entity: str | None = Field(description="W&B user or team; null: the account's own")
+    group: str | None = Field(description="W&B group")
+    tags: list[str] = Field(description="W&B tags")
 
 
 class EvaluationConfig(Section):
@@ -140,13 +142,13 @@ class EvaluationConfig(Section):
     held_out_documents: PositiveInt = Field(description="held-out documents whose loss is measured")
     answer_documents: NonNegativeInt = Field(description="held-out questions answered by greedy generation")
     answer_tasks: list[str] = Field(description="the questions that count for exact match, by task name")
-    max_new_tokens: PositiveInt
+    max_new_tokens: PositiveInt = Field(description="tokens that an answer may have")
     general: SourceConfig = Field(description="text that is not of the domain: what may be forgotten")
     general_documents: PositiveInt = Field(description="general documents whose loss is measured")
     general_tokens_per_document: PositiveInt = Field(description="tokens read of each general document")
     tokens_per_batch: PositiveInt = Field(description="tokens per forward pass")
     bootstrap_samples: PositiveInt = Field(description="resamples for the confidence interval")
-    confidence: float = Field(gt=0, lt=1)
+    confidence: float = Field(gt=0, lt=1, description="of the intervals, for instance 0.95")
 
 
 class ExportConfig(Section):
@@ -163,7 +165,7 @@ class RunConfig(Section):
 
     name: RunName = Field(description="the run directory is run_root/name")
     run_root: str = Field(description="folder of the run directories")
-    seed: NonNegativeInt
+    seed: NonNegativeInt = Field(description="of the data order, the adapter's first values, dropout")
     precision: Literal["bf16", "fp32"] = Field(
         description="bf16 keeps fp32 master weights. CPUs without bf16 instructions are faster in fp32"
     )

@@ -160,3 +160,16 @@ def _verify(path: Path, sha256: str) -> None:
         raise DataError(
             f"{path}: damaged, its checksum is not the manifest's; run `metier prepare` to write it again"
         )
+
+
+def check_tokenizer(manifest: Manifest, fingerprint: str, path: str) -> None:
+    """Make sure that the corpus at ``path`` was encoded with the tokenizer of this fingerprint.
+
+    Raises:
+        DataError: It was another one, so the token ids mean something else.
+    """
+    if manifest.tokenizer != fingerprint:
+        raise DataError(
+            f"data.path={path} was prepared with another tokenizer or chat template than the model's; "
+            "run `metier prepare` again"
+        )

@@ -17,7 +17,7 @@ from training.checkpoint.load import find_checkpoint, read_step
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.manifest import read_manifest
-from training.errors import DataError
+from training.data.reader import check_tokenizer
 from training.evaluation.answers import Question, ask
 from training.evaluation.material import Material, gather_material
 from training.evaluation.measure import Measurement, measure
@@ -29,6 +29,9 @@ from training.layout import RunLayout
 from training.metrics.journal import read_journal
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.model.trained import load_trained_model
+
+PLAIN_WIDTH = 100
+"""Columns where no terminal says how many there are."""
 
 
 def evaluate(layout: RunLayout) -> None:
@@ -46,11 +49,7 @@ def evaluate(layout: RunLayout) -> None:
     checkpoint = find_checkpoint(layout, None)
     manifest = read_manifest(Path(config.data.path))
     tokenizer = load_tokenizer(config.model)
-    if manifest.tokenizer != tokenizer_fingerprint(tokenizer):
-        raise DataError(
-            f"{config.data.path} was prepared with another tokenizer than the model's; "
-            "run `metier prepare` again"
-        )
+    check_tokenizer(manifest, tokenizer_fingerprint(tokenizer), config.data.path)
     material = gather_material(
         Path(config.data.path),
         config.evaluation,
@@ -59,7 +58,7 @@ def evaluate(layout: RunLayout) -> None:
         salt=config.data.split_seed,
     )
     questions = [ask(document, tokenizer) for document in material.questions]
-    console = Console(file=sys.stdout)
+    console = open_console()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before, after, kernel = measure_both(
         config, checkpoint, tokenizer, material, questions, device=device, console=console
@@ -132,6 +131,12 @@ def show_progress(console: Console, name: str, total: int) -> Iterator[Callable[
     ) as progress:
         task = progress.add_task(name, total=total)
         yield lambda done: progress.advance(task, done)
+
+
+def open_console() -> Console:
+    """Write as wide as the terminal is; in a file or a pipe wide enough for the table."""
+    console = Console(file=sys.stdout)
+    return console if console.is_terminal else Console(file=sys.stdout, width=PLAIN_WIDTH)
 
 
 def name_device(device: torch.device) -> str:

@@ -13,7 +13,7 @@ from training.collectives import from_lead, leave
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.loader import build_stream
-from training.data.reader import Corpus, open_corpus
+from training.data.reader import Corpus, check_tokenizer, open_corpus
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.errors import EXIT_OK
 from training.layout import RunLayout
@@ -22,6 +22,7 @@ from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
 from training.model.arithmetic import flops_per_token, peak_flops
 from training.model.load import build_model
+from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.outcome import Outcome, write_outcome
 from training.progress import Progress
 from training.ranks import Ranks
@@ -50,6 +51,7 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
     check_rules(config)
     place = take_place(config, ranks)
     corpus = open_corpus(config.data.path, "train")
+    check_tokenizer(corpus.manifest, tokenizer_fingerprint(load_tokenizer(config.model)), config.data.path)
     incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
     stop = StopFlag(place.device)
     engine = _build_engine(config, place)
