@@ -54,6 +54,7 @@ def draw_png(report: Report) -> bytes:
         _draw_losses(axes[1], report, LIGHT)
         if _answers(report):
             _draw_answers(axes[2], report, LIGHT)
+        _draw_legend(figure, axes[1])
         return _save(figure, "png", LIGHT)
 
 
@@ -68,11 +69,12 @@ def draw_curve_svg(report: Report, theme: Theme) -> bytes:
 def draw_bars_svg(report: Report, theme: Theme) -> bytes:
     """Draw before against after; SVG."""
     with mpl.rc_context(_style(theme)):
-        figure = Figure(figsize=(9.6, 3.3), layout="constrained")
+        figure = Figure(figsize=(9.6, 3.5), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 0.93)))
         axes = figure.subplots(1, 2 if _answers(report) else 1, squeeze=False)[0]
         _draw_losses(axes[0], report, theme)
         if _answers(report):
             _draw_answers(axes[1], report, theme)
+        _draw_legend(figure, axes[0])
         return _save(figure, "svg", theme)
 
 
@@ -137,15 +139,11 @@ def _draw_pairs(axes: Any, comparisons: list[Comparison], labels: list[str], the
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylim(0, 1.16 * max(max(c.before.high, c.after.high) for c in comparisons))
     axes.tick_params(axis="x", length=0)
-    axes.legend(
-        frameon=False,
-        fontsize=8.5,
-        loc="upper right",
-        ncols=2,
-        borderaxespad=0,
-        handlelength=1.1,
-        bbox_to_anchor=(1.0, 1.1),
-    )
+
+
+def _draw_legend(figure: Figure, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", ncols=2, frameon=False, fontsize=9.5, handlelength=1.1)
 
 
 def running_mean(values: list[float], width: int) -> list[float]:

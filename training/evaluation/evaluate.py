@@ -25,6 +25,7 @@ from training.evaluation.publish import publish_report
 from training.evaluation.report import Circumstances, build_report
 from training.evaluation.scores import compare
 from training.evaluation.table import print_report
+from training.evaluation.unpack import unpack_layers
 from training.layout import RunLayout
 from training.metrics.journal import read_journal
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -107,6 +108,8 @@ def measure_both(  # noqa: PLR0913 - the run, what is measured, and where
         model = load_trained_model(config, checkpoint, device)
     else:
         model = load_trained_model(config, checkpoint, device)
+        if device.type == "cpu":
+            unpack_layers(model)
         with model.disable_adapter():
             before = measure_one(model, "before")
     return before, measure_one(model, "after"), str(model.config._attn_implementation)
