@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,12 @@ def test_scores_say_what_the_measurements_say() -> None:
     assert (scores.exact.before.value, scores.exact.after.value) == (0, 0.5)
     assert {task.key: task.documents for task in scores.tasks} == {"naming": 20, "asking": 20}
     assert scores.domain_perplexity.after.value == pytest.approx(np.exp(scores.domain.after.value))
+
+
+def test_a_handful_of_families_gives_no_verdict() -> None:
+    domain = make_report().scores.domain
+    assert replace(domain, families=4).verdict == "unclear"
+    assert replace(domain, families=5).verdict == "better"
 
 
 def test_only_steps_up_to_the_checkpoint_are_told() -> None:

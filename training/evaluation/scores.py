@@ -15,6 +15,8 @@ from training.evaluation.measure import Measurement
 
 Kind = Literal["loss", "perplexity", "share"]
 SAMPLE_ANSWERS = 10
+FEWEST_FAMILIES = 5
+"""With fewer to draw from, an interval says nothing and no verdict is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class Comparison:
     @property
     def verdict(self) -> Literal["better", "worse", "unclear"]:
         """What the interval of the change allows to say."""
-        if not self.change.excludes_zero:
+        if self.families < FEWEST_FAMILIES or not self.change.excludes_zero:
             return "unclear"
         return "better" if (self.change.value < 0) == (self.better == "lower") else "worse"
 
