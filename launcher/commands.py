@@ -58,6 +58,9 @@ def child_variables(cluster: ClusterConfig, cores: int, *, processes: int) -> di
         # A folder `training` of the user's in the current directory is not ours.
         "PYTHONSAFEPATH": "1",
     }
+    if cluster.gpus_per_node == 0:
+        # DeepSpeed looks for an accelerator and would complain on the user's screen that there is none.
+        variables["DS_ACCELERATOR"] = "cpu"
     if _PACKAGE_ROOT.name not in {"site-packages", "dist-packages"}:
         variables["PYTHONPATH"] = str(_PACKAGE_ROOT)
     return variables

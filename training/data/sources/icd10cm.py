@@ -72,7 +72,7 @@ def _ask(icd: Any, code: str, question: str) -> tuple[str, str]:
         case "code_to_description":
             return f"What does the ICD-10-CM code {code} stand for?", icd.get_description(code)
         case "description_to_code":
-            return f"Which ICD-10-CM code stands for: {icd.get_description(code)}?", code
+            return f"Give the ICD-10-CM code of: {icd.get_description(code)}", code
         case "exclusions":
             asked = f"What is excluded from the ICD-10-CM code {code} ({icd.get_description(code)})?"
             return asked, "\n".join(_exclusions(icd, code))
