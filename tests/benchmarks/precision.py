@@ -1,0 +1,75 @@
+"""What training the demo's model costs on this device in fp32 and bf16, with a 16- and a 4-bit base.
+
+    metier prepare experiment=medical_qlora_smol
+    python -m tests.benchmarks.precision
+
+Prints real tokens per second of one process (padding is never counted): the median of several passes
+forward and backward over the demo's own rows.
+"""
+
+import statistics
+import time
+
+import torch
+
+from launcher.compose import compose_run
+from launcher.tree import ConfigTree
+from training.batch import plan_batch
+from training.data.loader import build_stream
+from training.data.reader import open_corpus
+from training.model.load import build_model
+from training.model.packed import PackedLanguageModel
+
+PASSES = 4
+CASES = (("fp32", "lora"), ("fp32", "qlora"), ("bf16", "lora"), ("bf16", "qlora"))
+
+
+def time_case(precision: str, adapter: str, device: torch.device) -> float:
+    """Give real tokens per second."""
+    overrides = ["experiment=medical_qlora_smol", f"precision={precision}", f"adapter={adapter}"]
+    overrides.append("cluster.processes_per_node=1")
+    config = compose_run(overrides, ConfigTree.open(None)).config
+    model = build_model(
+        config.model,
+        config.adapter,
+        precision=precision,
+        device=device,
+        seed=config.seed,
+        activation_checkpointing="none",
+    )
+    packed = PackedLanguageModel(model)
+    stream = build_stream(
+        open_corpus(config.data.path, "train"),
+        plan_batch(config.batch, 1),
+        long_documents=config.data.long_documents,
+        seed=config.seed,
+        rank=0,
+        samples_seen=0,
+    )
+    rates = []
+    with stream:
+        for _ in range(PASSES + 1):
+            batch = next(stream)[0].to(device)
+            started = time.perf_counter()
+            packed(batch).backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            rates.append(batch.tokens / (time.perf_counter() - started))
+    return statistics.median(rates[1:])
+
+
+def main() -> None:
+    """Print one table."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads")
+    print(f"{'precision':<12}{'base':<10}{'tokens/s':>10}{'relative':>10}")
+    first = 0.0
+    for precision, adapter in CASES:
+        rate = time_case(precision, adapter, device)
+        first = first or rate
+        bits = "4 bits" if adapter == "qlora" else "16 bits"
+        print(f"{precision:<12}{bits:<10}{rate:>10.0f}{rate / first:>10.2f}")
+
+
+if __name__ == "__main__":
+    main()
