@@ -76,7 +76,7 @@ def tell_general(scores: Scores, confidence: float) -> str:
         case "better":
             return f"On general text the loss fell {numbers}: nothing was given up there."
         case "unclear":
-            return f"On general text the loss went {numbers}: no change beyond chance."
+            return f"On general text the loss went {numbers}: this cannot be told from chance."
 
 
 def tell_headline(scores: Scores) -> str:
@@ -86,9 +86,9 @@ def tell_headline(scores: Scores) -> str:
         case "better":
             return f"Held-out loss {say_change(domain)}"
         case "worse":
-            return f"Held-out loss rose by {say_change(domain)}"
+            return f"Held-out loss rose: {say_change(domain)}"
         case "unclear":
-            return "No change beyond chance on the held-out documents"
+            return "No change that can be told from chance on the held-out documents"
 
 
 def _moved(comparison: Comparison) -> str:
@@ -98,4 +98,4 @@ def _moved(comparison: Comparison) -> str:
         case "worse":
             return "rose"
         case "unclear":
-            return "did not change beyond chance:"
+            return "went, by no more than chance could explain,"

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_upstream() -> Iterator[None]:
-    """Silence transformers' and the hub's log lines, progress bars and warnings; errors still come as exceptions."""
+    """Silence transformers and the hub: log lines, progress bars, warnings; errors come as exceptions."""
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     # The hub's client tells of every retry; its last word comes as an exception.
