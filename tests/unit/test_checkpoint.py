@@ -51,7 +51,12 @@ class Events:
 
 
 def open_store(
-    root: Path, engine: FakeEngine, *, world_size: int = 1, events: Events | None = None
+    root: Path,
+    engine: FakeEngine,
+    *,
+    world_size: int = 1,
+    corpus: str = "c0ffee",
+    events: Events | None = None,
 ) -> CheckpointStore:
     layout = RunLayout(root)
     lineage = Lineage(
@@ -59,6 +64,7 @@ def open_store(
         ranks=Ranks(rank=0, local_rank=0, world_size=world_size),
         zero_stage=2,
         incarnation=claim_incarnation(layout.incarnations),
+        corpus=corpus,
         keep=2,
         versions={},
     )
@@ -153,6 +159,13 @@ def test_another_number_of_ranks_is_refused_in_words(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="was cut for 1 processes at ZeRO stage 2, this start has 2"):
         open_store(tmp_path, FakeEngine(), world_size=2).resume()
+
+
+def test_a_position_in_another_corpus_is_refused_in_words(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+
+    with pytest.raises(CheckpointError, match="was trained on another corpus"):
+        open_store(tmp_path, FakeEngine(), corpus="decaf").resume()
 
 
 def test_what_died_half_written_is_not_a_checkpoint_and_is_swept_by_the_next_save(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ class Manifest(Section):
     world_size: int
     zero_stage: int
     incarnation: int
+    corpus: str
+    """Fingerprint of the corpus whose samples were seen."""
+
     files: list[FileRecord]
     versions: dict[str, str]
 

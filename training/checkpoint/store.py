@@ -65,6 +65,9 @@ class Lineage:
     ranks: Ranks
     zero_stage: int
     incarnation: int
+    corpus: str
+    """The corpus's fingerprint: a position means nothing in another corpus."""
+
     keep: int
     versions: dict[str, str]
 
@@ -109,7 +112,7 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: There are checkpoints but none can be read, or they were cut for another
-                number of ranks or another ZeRO stage.
+                number of ranks or another ZeRO stage, or belong to another corpus.
         """
         folders = from_lead(list_checkpoints(self._lineage.layout.checkpoints))
         for folder in reversed(folders):
@@ -124,6 +127,7 @@ class CheckpointStore:
                 continue
             manifest = read_manifest(folder)
             self._check_cut(folder, manifest)
+            self._check_corpus(folder, manifest)
             # The file was written by this run and its hash was just verified.
             state = torch.load(self._rank_file(folder), map_location="cpu", weights_only=False)
             self._engine.load_state(state)
@@ -172,6 +176,7 @@ class CheckpointStore:
                 world_size=lineage.ranks.world_size,
                 zero_stage=lineage.zero_stage,
                 incarnation=lineage.incarnation,
+                corpus=lineage.corpus,
                 files=files,
                 versions=lineage.versions,
             )
@@ -213,6 +218,13 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{folder} was cut for {manifest.world_size} processes at ZeRO stage {manifest.zero_stage}, "
                 f"this start has {now[0]} at stage {now[1]}; use the same cluster and strategy"
+            )
+
+    def _check_corpus(self, folder: Path, manifest: Manifest) -> None:
+        if manifest.corpus != self._lineage.corpus:
+            raise CheckpointError(
+                f"{folder} was trained on another corpus than the one that data.path holds now; prepare the "
+                "former one again, or start under another name"
             )
 
     def _rank_file(self, folder: Path) -> Path:

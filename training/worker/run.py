@@ -57,7 +57,7 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
     engine = _build_engine(config, place)
     metrics = _open_metrics(layout, config, place, incarnation, _flops_per_token(config, engine, corpus))
     try:
-        store = CheckpointStore(engine, _lineage(layout, config, ranks, incarnation), metrics)
+        store = CheckpointStore(engine, _lineage(layout, config, ranks, incarnation, corpus), metrics)
         scene = Scene(config=config, place=place, corpus=corpus, engine=engine, metrics=metrics)
         reason, progress = _train(scene, store, stop)
     except Exception as error:
@@ -114,12 +114,13 @@ def _build_engine(config: RunConfig, place: Place) -> DeepSpeedEngine:
     return DeepSpeedEngine(model, config, place)
 
 
-def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: int) -> Lineage:
+def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: int, corpus: Corpus) -> Lineage:
     return Lineage(
         layout=layout,
         ranks=ranks,
         zero_stage=config.strategy.zero_stage,
         incarnation=incarnation,
+        corpus=corpus.manifest.fingerprint,
         keep=config.loop.keep_checkpoints,
         versions={name: version(name) for name in _PACKAGES},
     )
