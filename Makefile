@@ -47,7 +47,7 @@ lint: install debian-packages  ## Style, types, import contracts, shell scripts
 	$(BIN)/python -m launcher.reference --check docs/configuration.md
 
 test: install debian-packages  ## All tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint test  ## Everything that CI runs
 
