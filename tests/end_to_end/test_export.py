@@ -76,6 +76,7 @@ def write_checkpoint(layout: RunLayout, model: nn.Module, step: int) -> None:
         world_size=1,
         zero_stage=0,
         incarnation=1,
+        corpus="c0ffee",
         files=[record_file(folder, path) for path in files],
         versions={},
     )
