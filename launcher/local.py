@@ -12,6 +12,8 @@ from training.config.schema import RunConfig
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
 from training.layout import RunLayout
 
+_STOPPED_EARLY = 130  # what a shell says after Ctrl-C
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
@@ -28,8 +30,12 @@ def train_here(config: RunConfig, layout: RunLayout) -> Ending:
     layout.outcome.unlink(missing_ok=True)
     log = layout.logs / "launch.log"
     environment = merge_environment(os.environ, training_variables(config))
-    code = run_with_log(torchrun_command(config, layout.root), environment, log)
-    ending = read_ending(layout, config.loop.max_steps, code)
+    code, asked = run_with_log(torchrun_command(config, layout.root), environment, log)
+    if asked and not layout.outcome.exists():
+        line = "stopped before the first step of this start; the same command goes on"
+        ending = Ending(exit_code=_STOPPED_EARLY, state="STOPPED", step=None, line=line)
+    else:
+        ending = read_ending(layout, config.loop.max_steps, code)
     stream = sys.stdout if ending.exit_code == EXIT_OK else sys.stderr
     stream.write(f"metier train: {ending.line}\n")
     return ending

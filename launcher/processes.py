@@ -23,22 +23,29 @@ def run_here(command: list[str], environment: Mapping[str, str]) -> int:
             continue
 
 
-def run_with_log(command: list[str], environment: Mapping[str, str], log: Path) -> int:
-    """Run a child whose stderr is appended to ``log``, ask it to stop when we are asked, give its exit code.
+def run_with_log(command: list[str], environment: Mapping[str, str], log: Path) -> tuple[int, bool]:
+    """Run a child whose stderr is appended to ``log``; ask it to stop when we are asked.
 
     The child gets a session of its own: Ctrl-C reaches it once, through us, as the SIGTERM that
     asks torchrun and its workers for an orderly end.
+
+    Returns:
+        The child's exit code, and whether it was asked to stop.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stderr:
         child = _start(command, environment, stderr)
 
+        asked = False
+
         def forward(_number: int, _frame: FrameType | None) -> None:
+            nonlocal asked
+            asked = True
             child.send_signal(signal.SIGTERM)
 
         before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            return child.wait()
+            return child.wait(), asked
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

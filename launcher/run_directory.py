@@ -66,7 +66,8 @@ def refreeze_run(config: RunConfig, overridden: Iterable[str]) -> RunLayout:
     if len(free) < len(paths):
         refuse_differences(frozen, config)
     values, said = _dump(frozen), _dump(config)
-    for path in free:
+    # Which checkpoint to export is a word for this time, not a property of the run.
+    for path in [*free, "export.step"]:
         _copy(path, said, values)
     # Where the run lies now counts, not where it lay when it was frozen: it may have been moved.
     values |= {"name": config.name, "run_root": config.run_root}

@@ -1,5 +1,6 @@
 """Files that are complete or absent: written beside their place, made durable, then renamed into it."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,7 +29,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             f"{path}: cannot be written ({error.strerror or error}); free some space or set its permissions"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,15 +28,26 @@ class Outcome(Section):
 def write_outcome(path: Path, outcome: Outcome) -> bool:
     """Write ``outcome`` unless a rank has already told its own: the first cause is the one that counts.
 
-    A hard link makes the choice atomic between ranks, on local disks and on NFS. False when another
-    rank was first, or nothing can be written at all.
+    A hard link makes the choice atomic between ranks, on local disks and on NFS. What a start says that
+    was fenced gives way to the newer start's word. False when another rank was first, or nothing can be
+    written at all.
     """
     partial = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     try:
         partial.write_text(json.dumps(outcome.model_dump(), indent=2) + "\n", encoding="utf-8")
-        os.link(partial, path)
+        if outcome.state != "FENCED" and _tells_of_a_fence(path):
+            partial.replace(path)
+        else:
+            os.link(partial, path)
     except OSError:
         return False
     finally:
         partial.unlink(missing_ok=True)
     return True
+
+
+def _tells_of_a_fence(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["state"] == "FENCED")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

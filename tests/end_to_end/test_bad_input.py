@@ -20,6 +20,10 @@ CONFIGURATIONS = {
         ["train", "experiment=tiny_smoke", "batch.global_batch_size=3", "cluster.processes_per_node=2"],
         "is not a multiple of batch.micro_batch_size x world_size = 1 x 2 = 2; use 2 or 4",
     ),
+    "a number out of its range": (
+        ["train", "experiment=tiny_smoke", "optimizer.beta1=1"],
+        "optimizer.beta1=1",
+    ),
     "a combination that cannot be": (
         ["train", "experiment=tiny_smoke", "adapter.base_bits=4"],
         "adapter.base_bits=4 needs adapter.kind=lora",
@@ -62,6 +66,10 @@ DATA = {
     "a missing file": (None, "chats.jsonl"),
     "a broken line": (json.dumps(CHAT) + "\n{broken\n", "chats.jsonl:2"),
     "an empty file": ("", "chats.jsonl"),
+    "half a surrogate pair": (
+        '{"messages": [{"role": "user", "content": "a\\ud800"}, {"role": "assistant", "content": "b"}]}\n',
+        "chats.jsonl:1",
+    ),
     "a record without messages": (json.dumps({"text": "a"}) + "\n", "chats.jsonl:1"),
     "a document longer than the row": (
         "".join(
@@ -127,6 +135,33 @@ def test_a_missing_tokenizer_is_named(prepared: Path, tmp_path: Path) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "models/of/nobody" in done.stderr
+
+
+def test_a_folder_of_the_users_is_never_replaced_by_a_model(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+
+    check_refused(tmp_path, ["prepare", "experiment=tiny_smoke", "model.folder=mine"], "name another folder")
+
+
+def test_a_run_whose_corpus_was_replaced_goes_on_no_further(prepared: Path, tmp_path: Path) -> None:
+    folder = work_in(tmp_path, prepared, None)
+    for name in ("chats", "others"):
+        lines = (
+            {"messages": [{"role": "user", "content": f"{name} {n}?"}, {"role": "assistant", "content": "b"}]}
+            for n in range(60)
+        )
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first = [*FILES, "loop.checkpoint_every_steps=1"]
+    assert metier(folder, "prepare", *first).returncode == 0
+    assert metier(folder, "train", *first).returncode == 0
+    other = [*FILES[:-1], "data.sources.files.paths=[others.jsonl]"]
+    assert metier(folder, "prepare", *other).returncode == 0
+
+    for verb in ("train", "evaluate"):
+        done = metier(folder, verb, *first)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "was trained on another corpus" in done.stderr
 
 
 def test_a_changed_setting_under_the_same_name_is_refused_with_the_difference(

@@ -28,7 +28,7 @@ time.sleep(60)
 PARENT = """
 import os, pathlib, sys
 from launcher.processes import run_with_log
-sys.exit(run_with_log([sys.executable, 'child.py'], os.environ, pathlib.Path('logs/launch.log')))
+sys.exit(run_with_log([sys.executable, 'child.py'], os.environ, pathlib.Path('logs/launch.log'))[0])
 """
 
 

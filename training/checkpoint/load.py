@@ -8,6 +8,7 @@ from training.files import sync_folder
 from training.layout import RunLayout
 
 WEIGHTS = "weights/"
+_DAMAGED = "damaged_"
 
 
 def find_checkpoint(layout: RunLayout, step: int | None) -> Path:
@@ -46,13 +47,31 @@ def _verify_weights(folder: Path) -> None:
     verify_files(folder, [record for record in manifest.files if record.path.startswith(WEIGHTS)])
 
 
+def check_corpus(folder: Path, fingerprint: str) -> None:
+    """Make sure that a checkpoint was trained on the corpus of this fingerprint.
+
+    Raises:
+        CheckpointError: It was another one: its position, and what counts as held out, mean nothing here.
+    """
+    if read_manifest(folder).corpus != fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained on another corpus than the one that data.path holds now; prepare the "
+            "former one again, or start under another name"
+        )
+
+
+def list_damaged(checkpoints: Path) -> list[Path]:
+    """List what ``set_aside`` moved out of the way."""
+    return sorted(checkpoints.glob(f"{_DAMAGED}*"))
+
+
 def set_aside(folder: Path) -> Path:
     """Move a damaged checkpoint out of the way, keeping it for inspection."""
-    target = folder.with_name(f"damaged_{folder.name}")
+    target = folder.with_name(f"{_DAMAGED}{folder.name}")
     number = 1
     while target.exists():
         number += 1
-        target = folder.with_name(f"damaged_{folder.name}_{number}")
+        target = folder.with_name(f"{_DAMAGED}{folder.name}_{number}")
     folder.rename(target)
     sync_folder(folder.parent)
     return target

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from training.checkpoint.fence import FencedError, check_fence
-from training.checkpoint.load import set_aside
+from training.checkpoint.load import check_corpus, list_damaged, set_aside
 from training.checkpoint.manifest import (
     MANIFEST,
     FileRecord,
@@ -127,15 +127,16 @@ class CheckpointStore:
                 continue
             manifest = read_manifest(folder)
             self._check_cut(folder, manifest)
-            self._check_corpus(folder, manifest)
+            check_corpus(folder, self._lineage.corpus)
             # The file was written by this run and its hash was just verified.
             state = torch.load(self._rank_file(folder), map_location="cpu", weights_only=False)
             self._engine.load_state(state)
             return Progress(step=manifest.step, samples_seen=manifest.samples_seen)
-        if folders:
+        damaged = from_lead(list_damaged(self._lineage.layout.checkpoints))
+        if damaged:
             raise CheckpointError(
-                f"{self._lineage.layout.checkpoints}: {len(folders)} checkpoints and none can be read (see "
-                "events.jsonl); put one back or start under another name"
+                f"{self._lineage.layout.checkpoints}: {len(damaged)} checkpoints and none can be read (see "
+                "events.jsonl); put one back, remove them to begin anew, or start under another name"
             )
         return Progress(step=0, samples_seen=0)
 
@@ -218,13 +219,6 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{folder} was cut for {manifest.world_size} processes at ZeRO stage {manifest.zero_stage}, "
                 f"this start has {now[0]} at stage {now[1]}; use the same cluster and strategy"
-            )
-
-    def _check_corpus(self, folder: Path, manifest: Manifest) -> None:
-        if manifest.corpus != self._lineage.corpus:
-            raise CheckpointError(
-                f"{folder} was trained on another corpus than the one that data.path holds now; prepare the "
-                "former one again, or start under another name"
             )
 
     def _rank_file(self, folder: Path) -> Path:

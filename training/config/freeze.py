@@ -39,5 +39,5 @@ def read_frozen(path: Path) -> RunConfig:
         return check_config(json.loads(path.read_text(encoding="utf-8"))["config"])
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; start the run with `metier train` first") from None
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError, KeyError, TypeError):
         raise ConfigError(f"{path} is not a frozen configuration; remove it and start again") from None

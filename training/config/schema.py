@@ -9,6 +9,7 @@ from training.config.sources import DataConfig, SourceConfig
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$", max_length=200)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelConfig(Section):
@@ -45,7 +46,7 @@ class AdapterConfig(Section):
     base_bits: Literal[16, 4] = Field(description="bits of the frozen base; 4 is NF4: QLoRA")
     rank: PositiveInt = Field(description="r of the adapter's two matrices")
     alpha: PositiveFloat = Field(description="the adapter's output is scaled by alpha / rank")
-    dropout: Fraction = Field(description="dropout on the adapter's input")
+    dropout: BelowOne = Field(description="dropout on the adapter's input")
     targets: Literal["all-linear"] | list[str] = Field(description="module names, or every linear layer")
 
 
@@ -67,7 +68,8 @@ class StrategyConfig(Section):
         description="full: keep each layer's input only and compute it again in backward"
     )
     deepspeed_extra: dict[str, Any] = Field(
-        description="further keys of DeepSpeed's JSON; those that this configuration owns are refused"
+        description="further keys of DeepSpeed's JSON, as +strategy.deepspeed_extra.KEY=VALUE; those that "
+        "this configuration owns are refused"
     )
 
 
@@ -76,8 +78,8 @@ class OptimizerConfig(Section):
 
     kind: Literal["adamw"] = Field(description="AdamW with decoupled weight decay")
     learning_rate: PositiveFloat = Field(description="the schedule's peak")
-    beta1: Fraction = Field(description="decay of the mean of gradients")
-    beta2: Fraction = Field(description="decay of the mean of squared gradients")
+    beta1: BelowOne = Field(description="decay of the mean of gradients")
+    beta2: BelowOne = Field(description="decay of the mean of squared gradients")
     epsilon: PositiveFloat = Field(description="added to the root of the squared mean")
     weight_decay: NonNegativeFloat = Field(description="on matrices; never on norms and biases")
     max_grad_norm: PositiveFloat = Field(description="gradients are scaled down to this global L2 norm")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.checkpoint.load import find_checkpoint, read_step
+from training.checkpoint.load import check_corpus, find_checkpoint, read_step
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.manifest import read_manifest
@@ -51,6 +51,7 @@ def evaluate(layout: RunLayout) -> None:
     manifest = read_manifest(Path(config.data.path))
     tokenizer = load_tokenizer(config.model)
     check_tokenizer(manifest, tokenizer_fingerprint(tokenizer), config.data.path)
+    check_corpus(checkpoint, manifest.fingerprint)
     material = gather_material(
         Path(config.data.path),
         config.evaluation,

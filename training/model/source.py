@@ -57,6 +57,11 @@ def prepare_model(model: ModelConfig, seed: int) -> Path:
     if (folder / CONFIG).is_file():
         _check_same(folder, record)
         return folder
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ModelError(
+            f"model.folder={folder} is there already and holds no model of `metier prepare`; "
+            "name another folder"
+        )
     if model.source == "gguf":
         _write_gguf(folder, _find_gguf(model.path or ""), record)
     else:

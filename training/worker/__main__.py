@@ -43,8 +43,22 @@ def main() -> int:
         return EXIT_OK if state == "FENCED" else EXIT_USER_ERROR
     except Exception as error:
         traceback.print_exc()
-        _tell(layout, ranks, "FAILED", error)
+        _tell(layout, ranks, "FAILED", _name_lost_peer(error))
         return EXIT_FAILED
+
+
+class PeerLostError(Exception):
+    """Another rank went away without a word; this one only heard the connection close."""
+
+
+def _name_lost_peer(error: Exception) -> Exception:
+    text = str(error)
+    if any(sign in text for sign in ("closed by peer", "Connection reset", "Broken pipe", "remote process")):
+        return PeerLostError(
+            "another rank was killed or lost its connection; the same command goes on from the last "
+            "checkpoint"
+        )
+    return error
 
 
 def _tell(layout: RunLayout, ranks: Ranks, state: State, error: Exception) -> None:

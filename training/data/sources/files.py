@@ -128,7 +128,8 @@ def _read_records(path: Path) -> Iterator[Record]:
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: no readable Parquet file ({str(error).splitlines()[0]})") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        reason = str(error.strerror or error).splitlines()[0]
+        raise DataError(f"{path}: cannot be read ({reason})") from None
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:
@@ -158,6 +159,9 @@ def _parse_line(line: bytes, place: str) -> dict[str, Any]:
         raise DataError(
             f"{place}: broken JSON at column {error.colno} ({error.msg}); wanted one JSON object per line"
         ) from None
+    except (RecursionError, ValueError) as error:
+        # Nested thousands deep, or a number of thousands of digits.
+        raise DataError(f"{place}: JSON that cannot be read ({error}); take the line out") from None
     if not isinstance(record, dict):
         raise DataError(f"{place}: found {type(record).__name__}, wanted one JSON object per line")
     return record

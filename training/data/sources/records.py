@@ -33,7 +33,7 @@ def _text(record: dict[str, Any], field: str, place: str) -> str:
     value = record[field]
     if not isinstance(value, str):
         raise DataError(f'{place}: field "{field}" is {_kind(value)}, wanted a string')
-    return value
+    return _checked(value, f'{place}: field "{field}"')
 
 
 def _parse_messages(record: dict[str, Any], place: str) -> tuple[Message, ...]:
@@ -63,7 +63,19 @@ def _parse_message(turn: Any, place: str) -> Message:
     content = turn.get("content")
     if not isinstance(content, str):
         raise DataError(f"{place}.content is {_kind(content)}, wanted a string")
-    return Message(turn["role"], content)
+    return Message(turn["role"], _checked(content, f"{place}.content"))
+
+
+def _checked(text: str, place: str) -> str:
+    """Refuse half of a surrogate pair: JSON can spell it, but no tokenizer can read it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place} has {text[error.start]!r} at character {error.start}, half of a surrogate pair; "
+            "take it out"
+        ) from None
+    return text
 
 
 def _kind(value: Any) -> str:
