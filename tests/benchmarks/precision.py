@@ -1,14 +1,22 @@
 """What training the demo's model costs on this device in fp32 and bf16, with a 16- and a 4-bit base.
 
     metier prepare experiment=medical_qlora_smol
-    python -m tests.benchmarks.precision
+    python -m tests.benchmarks.precision [--busy 1]
+
+With --busy, beside so many processes that never rest, as on shared cores.
 
 Prints real tokens per second of one process (padding is never counted): the median of several passes
 forward and backward over the demo's own rows.
 """
 
+import argparse
+import os
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -58,10 +66,33 @@ def time_case(precision: str, adapter: str, device: torch.device) -> float:
     return statistics.median(rates[1:])
 
 
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Keep as many processes computing as asked for."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def main() -> None:
     """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--busy", type=int, default=0)
+    with busy_processes(parser.parse_args().busy):
+        print_table()
+
+
+def print_table() -> None:
+    """Measure and print every case."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads")
+    waiting = os.environ.get("OMP_WAIT_POLICY", "default")
+    print(
+        f"torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads, OMP_WAIT_POLICY={waiting}"
+    )
     print(f"{'precision':<12}{'base':<10}{'tokens/s':>10}{'relative':>10}")
     first = 0.0
     for precision, adapter in CASES:
