@@ -91,7 +91,8 @@ def print_table() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     waiting = os.environ.get("OMP_WAIT_POLICY", "default")
     print(
-        f"torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads, OMP_WAIT_POLICY={waiting}"
+        f"torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads, "
+        f"OMP_WAIT_POLICY={waiting}"
     )
     print(f"{'precision':<12}{'base':<10}{'tokens/s':>10}{'relative':>10}")
     first = 0.0
