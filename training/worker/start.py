@@ -49,6 +49,12 @@ def take_place(config: RunConfig, ranks: Ranks) -> Place:
             f"{ranks.world_size} processes were started, the run was planned for {planned} (cluster.nodes x "
             "processes on each); start it through `metier train`"
         )
+    # DeepSpeed reads torchrun's variables, which srun does not set.
+    os.environ |= {
+        "RANK": str(ranks.rank),
+        "LOCAL_RANK": str(ranks.local_rank),
+        "WORLD_SIZE": str(ranks.world_size),
+    }
     device = _find_device(config, ranks)
     plan: BatchPlan = plan_batch(config.batch, planned)
     join(ranks, device=device, timeout_seconds=config.cluster.timeout_seconds)
