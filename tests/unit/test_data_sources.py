@@ -40,7 +40,7 @@ def test_every_format_yields_the_same_documents(tmp_path: Path) -> None:
     records = [{"text": "one"}, {"text": "zwei — ü"}]
     plain = write_lines(tmp_path / "a.jsonl", *records)
     packed = tmp_path / "b.jsonl.gz"
-    packed.write_bytes(gzip.compress(plain.read_bytes(, mtime=0)))
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "c.parquet")
 
     contents = [
