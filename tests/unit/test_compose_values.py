@@ -42,7 +42,7 @@ def changed(override: str) -> dict[str, Any]:
         ("loop.max_steps=0", "loop.max_steps=0: wanted a number greater than 0"),
         ("optimizer.learning_rate=", "optimizer.learning_rate='': wanted a number"),
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate=nan: wanted a finite number"),
-        ("optimizer.beta1=2", "optimizer.beta1=2: wanted a number less than or equal to 1"),
+        ("optimizer.beta1=2", "optimizer.beta1=2: wanted a number less than 1"),
         ("precision=bf61", "precision=bf61: wanted 'bf16' or 'fp32'; did you mean bf16?"),
         ("name=2024", "name=2024: wanted text; quote it: name='\"2024\"'"),
         (
