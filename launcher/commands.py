@@ -61,8 +61,8 @@ def child_variables(cluster: ClusterConfig, cores: int, *, processes: int) -> di
     if cluster.gpus_per_node == 0:
         # DeepSpeed looks for an accelerator and would complain on the user's screen that there is none.
         variables["DS_ACCELERATOR"] = "cpu"
-        # Threads that wait by spinning starve each other where cores are shared: 4 times slower beside one
-        # busy process (docs/performance.md).
+        # Threads that wait by spinning starve each other where cores are shared (python -m
+        # tests.benchmarks.precision --busy 1 shows it).
         variables["OMP_WAIT_POLICY"] = "PASSIVE"
     if _PACKAGE_ROOT.name not in {"site-packages", "dist-packages"}:
         variables["PYTHONPATH"] = str(_PACKAGE_ROOT)
