@@ -113,7 +113,27 @@ def _compose(overrides: Sequence[Override], tree: ConfigTree) -> dict[str, Any]:
         raise ConfigError(_translate(error)) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{OWN_FOLDER / 'config.yaml'} is not a mapping")
+    _fill_sources(values, tree)
     return {str(key): value for key, value in values.items()}
+
+
+def _fill_sources(values: dict[Any, Any], tree: ConfigTree) -> None:
+    # A source that the user added, +data.sources.NAME={kind: ...}, need not repeat what its kind says.
+    for section, key in (("data", "sources"), ("evaluation", "general")):
+        parent = values.get(section)
+        found = parent.get(key) if isinstance(parent, dict) else None
+        if not isinstance(found, dict):
+            continue
+        if key == "sources":
+            parent[key] = {name: _filled(source, tree) for name, source in found.items()}
+        else:
+            parent[key] = _filled(found, tree)
+
+
+def _filled(source: Any, tree: ConfigTree) -> Any:
+    if not isinstance(source, dict) or not isinstance(source.get("kind"), str):
+        return source
+    return {**tree.source_defaults(source["kind"]), **source}
 
 
 def _known_values(path: str, groups: Sequence[Override], tree: ConfigTree) -> Mapping[str, Any]:

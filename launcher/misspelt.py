@@ -7,7 +7,7 @@ from launcher.tree import GROUPS, ConfigTree
 from training.config.names import find_nearest, nearest
 
 # Mappings whose keys are the user's own: a new one is added with a +.
-FREE_MAPPINGS = ("model.architecture", "strategy.deepspeed_extra", "data.sources")
+FREE_MAPPINGS = ("model.architecture", "strategy.deepspeed_extra", "data.sources", "data.mixture.shares")
 
 
 def unknown_key(path: str, values: Mapping[str, Any]) -> str:

@@ -3,6 +3,9 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from training.errors import ConfigError
 
@@ -53,6 +56,18 @@ class ConfigTree:
         """Name the files of a group, without their ending."""
         return _choices(self.folders, group)
 
+    def source_defaults(self, kind: str) -> dict[str, Any]:
+        """Give what a source of this kind says unless it says otherwise; empty for an unknown kind.
+
+        Raises:
+            ConfigError: The user's file cannot be read.
+        """
+        for folder in self.folders:
+            path = folder / "source" / f"{kind}.yaml"
+            if path.is_file():
+                return _read_mapping(path)
+        return {}
+
     def summary(self, group: str, choice: str) -> str:
         """Give the first comment line of a choice's file, what it says of itself; may be empty."""
         for folder in self.folders:
@@ -68,6 +83,7 @@ def _choices(folders: tuple[Path, ...], group: str) -> list[str]:
         path.relative_to(folder / group).with_suffix("").as_posix()
         for folder in folders
         for path in (folder / group).rglob("*.yaml")
+        if not path.name.startswith("_")  # shared by the choices, no choice itself
     }
     return sorted(found)
 
@@ -79,3 +95,13 @@ def _first_comment(text: str) -> str:
         if not line.startswith("# @"):
             return line.removeprefix("#").strip()
     return ""
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a mapping")
+    return values

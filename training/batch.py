@@ -21,6 +21,18 @@ class BatchPlan:
         """Tokens of all ranks in one optimizer step, padding included."""
         return self.global_batch_size * self.sequence_length
 
+    @property
+    def samples_per_rank(self) -> int:
+        """Samples of one rank in one optimizer step."""
+        return self.global_batch_size // self.world_size
+
+    def first_sample(self, rank: int, micro: int) -> int:
+        """Place of a pass's first sample in the global batch: each rank takes one contiguous piece of it.
+
+        Neighbours in a global batch come from neighbouring lanes, so a node fetches few shards.
+        """
+        return rank * self.samples_per_rank + micro * self.micro_batch_size
+
 
 def find_world_size(cluster: ClusterConfig) -> int:
     """Count the processes: one per GPU, or ``processes_per_node`` where there is none."""

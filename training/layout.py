@@ -80,14 +80,27 @@ class CorpusLayout:
         """Counts, checksums, fingerprints; written last, so its presence means complete."""
         return self.root / "manifest.json"
 
-    def split(self, name: str) -> Path:
-        """The folder of one split's shards: ``train`` or ``held_out``."""
-        return self.root / name
+    @property
+    def shards(self) -> Path:
+        """Arrow IPC files of both splits, each named by its checksum."""
+        return self.root / "shards"
 
-    def shard(self, split: str, index: int) -> Path:
-        """One Arrow IPC file."""
-        return self.split(split) / f"shard_{index:05d}.arrow"
+    @property
+    def index(self) -> Path:
+        """Arrays over all documents (their lengths), each file named by its checksum."""
+        return self.root / "index"
 
-    def lengths(self, split: str) -> Path:
-        """Tokens of each document of a split, in the shards' order: numpy int32."""
-        return self.split(split) / "lengths.npy"
+    @property
+    def plans(self) -> Path:
+        """Packing plans, one folder per sequence length and policy; made anew when missing."""
+        return self.root / "plans"
+
+    @property
+    def parts(self) -> Path:
+        """What `metier prepare` has done so far, one JSON file per part of the input."""
+        return self.root / "parts"
+
+    @property
+    def audit(self) -> Path:
+        """What `metier audit` found: audit.json and audit.html."""
+        return self.root / "audit"

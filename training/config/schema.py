@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, StringConstraints
 
 from training.config.base import Section
-from training.config.sources import DataConfig, SourceConfig
+from training.config.sources import DataConfig, Fraction, SourceConfig
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$", max_length=200)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -162,6 +161,48 @@ class ExportConfig(Section):
     step: PositiveInt | None = Field(description="which checkpoint; null: the newest")
 
 
+class PrepareConfig(Section):
+    """How `metier prepare` works; changes no byte of what it writes."""
+
+    processes: PositiveInt | None = Field(description="processes that encode; null: one per core")
+    tasks: PositiveInt = Field(
+        description="over how many jobs of an array the input files are dealt; the call with tasks=1 that "
+        "follows them finishes the corpus"
+    )
+    task: NonNegativeInt = Field(description="which of them this is, from 0")
+
+
+class LoaderConfig(Section):
+    """How shards reach the ranks."""
+
+    cache_path: str | None = Field(
+        description="folder on the node's own disk; null: a local corpus is read where it lies, a remote one "
+        "is kept in the system's temporary folder"
+    )
+    cache_bytes: PositiveInt = Field(description="the cache's limit; the least recently used shards go first")
+    ahead_steps: NonNegativeInt = Field(description="steps whose shards are fetched before they are needed")
+    fetch_attempts: PositiveInt = Field(description="tries before a fetch that fails ends the run")
+
+
+class AuditConfig(Section):
+    """What `metier audit` looks at, and the thresholds that stop `metier train` before it wastes a run."""
+
+    min_target_share: Fraction = Field(description="of each source: target tokens of all tokens")
+    max_without_targets: Fraction = Field(description="of each source: documents in which nothing is learnt")
+    max_skipped: Fraction = Field(description="of each source: records left out as bad")
+    max_cut: Fraction = Field(description="of each source: documents truncated or dropped as too long")
+    max_removed: Fraction = Field(description="of each source: train documents that are held out as well")
+    min_turn_ends: Fraction = Field(description="of the answers: those whose end token is a target")
+    min_density: Fraction = Field(description="slots of the packed rows that hold a token")
+    max_personal_data: Fraction = Field(
+        description="of each source: documents with personal data; looked at by `metier audit` alone"
+    )
+    scanned_documents: PositiveInt | None = Field(
+        description="documents of each source that are searched for personal data; null: all"
+    )
+    printed_documents: NonNegativeInt = Field(description="documents printed with their targets in colour")
+
+
 class RunConfig(Section):
     """One run, whole."""
 
@@ -179,6 +220,9 @@ class RunConfig(Section):
     schedule: ScheduleConfig
     batch: BatchConfig
     loop: LoopConfig
+    prepare: PrepareConfig
+    loader: LoaderConfig
+    audit: AuditConfig
     cluster: ClusterConfig
     tracker: TrackerConfig
     evaluation: EvaluationConfig

@@ -1,9 +1,12 @@
 """What every source yields: one document, whatever file or package it was read from."""
 
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+
+TrainOn = Literal["assistant", "last_assistant", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,12 @@ class Message:
     """``system``, ``user``, ``assistant`` or ``tool``."""
 
     content: str
+
+    weight: Literal[0, 1] = 1
+    """0: an answer that is context only."""
+
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else the chat template may use: ``tool_calls``, ``tool_call_id``, ``name``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,9 @@ class Document:
     """What kind of question it is; results are told by task."""
 
     content: Messages | PromptCompletion | Text
+
+    train_on: TrainOn = "assistant"
+    """Which turns of a chat are targets; ``all`` makes a prompt a target as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from training.errors import DataError
 from training.files import write_json
 from training.layout import CorpusLayout
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the shards or the encoding change, so that older corpora are made anew."""
 
 Split = Literal["train", "held_out"]
@@ -26,38 +26,74 @@ class Counts(Section):
     targets: NonNegativeInt
 
 
-class ShardRecord(Section):
-    """One file of a split."""
+class FileRecord(Section):
+    """A file of the corpus, named by what it holds: the same bytes have the same name, whoever wrote them."""
 
     file: str
-    sha256: str
+    """Relative to the corpus, for instance ``shards/CHECKSUM.arrow``."""
+
+    checksum: str
+    """XXH3-128 of the file's bytes, hexadecimal: finds damage, not forgery."""
+
+    bytes: PositiveInt
+
+
+class ShardRecord(FileRecord):
+    """One file of documents, all of one source and one split."""
+
+    source: str
     documents: PositiveInt
     tokens: PositiveInt
+    targets: NonNegativeInt
 
 
 class SplitRecord(Section):
-    """One split: ``train`` or ``held_out``."""
+    """One split: ``train`` or ``held_out``. Counts are of documents that are read, without removed ones."""
 
     counts: Counts
-    families: NonNegativeInt
     by_source: dict[str, Counts]
     by_task: dict[str, Counts]
     length_percentiles: dict[str, int]
     """Tokens per document at 0, 5, 25, 50, 75, 95, 99 and 100 percent."""
 
-    lengths_sha256: str
+    lengths: FileRecord
+    """numpy int32, tokens of each document in the order of ``shards``; 0: removed as a duplicate."""
+
     shards: list[ShardRecord]
 
 
 class SourceRecord(Section):
-    """Where one source's documents came from."""
+    """Where one source's documents came from, and what became of them; nothing is lost silently."""
 
     provenance: dict[str, Any]
     licence: str
-    notes: dict[str, Any]
     documents: NonNegativeInt
+    """Documents read and encoded, in both splits."""
+
     without_targets: NonNegativeInt
     """Documents left out because nothing in them can be learnt."""
+
+    skipped: dict[str, int]
+    """Records left out as bad, by reason."""
+
+    personal_data: dict[str, int]
+    """Findings redacted, or documents dropped (key ``dropped``), by detector; empty with action keep."""
+
+    control_tokens: NonNegativeInt
+    """Documents from whose text control tokens were removed, or kept."""
+
+    turns: NonNegativeInt
+    """Answers that are to be learnt."""
+
+    turns_ended: NonNegativeInt
+    """Those whose end token is a target."""
+
+    removed_exact: NonNegativeInt
+    removed_near: NonNegativeInt
+    """Train documents removed because they are held out as well, word for word or nearly."""
+
+    repeated: NonNegativeInt
+    """Train documents that are copies of earlier train documents; kept, reported."""
 
 
 class Manifest(Section):
@@ -68,10 +104,18 @@ class Manifest(Section):
     """Changes with the data configuration, the sources' content, and the tokenizer."""
 
     tokenizer: str
-    """The tokenizer's own fingerprint."""
+    """The tokenizer's own fingerprint, chat template included."""
+
+    chat_template: str | None
+    """The chat template's fingerprint alone; None where there is none."""
 
     padding_id: NonNegativeInt
+    token_bytes: Literal[2, 4]
+    """Width of a stored token id: 2 where the vocabulary allows it."""
+
     sources: dict[str, SourceRecord]
+    """In the order of ``data.sources``; a document's source number is its place here."""
+
     splits: dict[Split, SplitRecord]
 
 

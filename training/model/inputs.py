@@ -28,6 +28,9 @@ class Batch:
     document_bounds: tuple[int, ...]
     """Where each document begins in N, and N at the end; a row's padding is a document of its own."""
 
+    source_ids: tuple[int, ...]
+    """The source number of each document, in the order of ``document_bounds``; 0 for padding."""
+
     tokens: int
     """Tokens that are no padding."""
 
