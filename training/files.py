@@ -1,14 +1,19 @@
 """Files that are complete or absent: written beside their place, made durable, then renamed into it."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from training.errors import StorageError
+
+_CHUNK_BYTES = 1 << 20
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -69,3 +74,39 @@ def file_sha256(path: Path) -> str:
     """Hash a file of any size in constant memory; hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_checksum(path: Path) -> str:
+    """Compute XXH3-128 of a file of any size in constant memory; hexadecimal. Finds damage, not forgery."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, *, busy: str, shared: bool = False) -> Iterator[None]:
+    """Hold an advisory lock on ``path`` (flock(2)); the kernel frees it when the process ends, however it ends.
+
+    Args:
+        path: The lock's file; made when missing, never removed.
+        busy: The error's words when another process holds the lock.
+        shared: Several may hold it at once, but none beside one that holds it alone.
+
+    Raises:
+        StorageError: Another process holds the lock, or the disk refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); set its permissions") from error
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(busy) from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
 from training.config.schema import LoopConfig
-from training.engine.step import StepResult
+from training.engine.step import SourceLoss, StepResult
 from training.errors import NumericError, StorageError
 from training.metrics.record import StepRecord
 from training.progress import Progress
@@ -77,6 +77,9 @@ class Parts(Generic[Batch]):
     checkpoints: Checkpoints
     metrics: Metrics
     stop: StopFlag
+    sources: Sequence[str]
+    """Names of the corpus' sources, in the order of their numbers."""
+
     learning_rate_at: Callable[[int], float]
     memory_peak_bytes: Callable[[], int]
 
@@ -106,6 +109,7 @@ def train(parts: Parts[Batch], config: LoopConfig, progress: Progress) -> tuple[
                 step=progress.step,
                 samples_seen=progress.samples_seen,
                 loss=result.loss,
+                loss_by_source=name_losses(parts.sources, result.by_source),
                 learning_rate=rate,
                 grad_norm=result.grad_norm,
                 tokens=result.tokens,
@@ -125,6 +129,13 @@ def train(parts: Parts[Batch], config: LoopConfig, progress: Progress) -> tuple[
             parts.metrics.event("preempted", step=progress.step)
             return StopReason.STOPPED, progress
     return StopReason.FINISHED, progress
+
+
+def name_losses(names: Sequence[str], losses: Sequence[SourceLoss]) -> dict[str, float]:
+    """Give each source's mean nats per target; one without targets in the step has none."""
+    return {
+        name: loss.nats / loss.targets for name, loss in zip(names, losses, strict=True) if loss.targets
+    }
 
 
 def _check_finite(result: StepResult, step: int) -> None:

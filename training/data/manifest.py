@@ -57,7 +57,7 @@ class SplitRecord(Section):
     """Tokens per document at 0, 5, 25, 50, 75, 95, 99 and 100 percent."""
 
     lengths: FileRecord
-    """numpy int32, tokens of each document in the order of ``shards``; 0: removed as a duplicate."""
+    """numpy int32, tokens of each document in the order of ``shards``; negative: removed as a duplicate."""
 
     shards: list[ShardRecord]
 
@@ -132,10 +132,24 @@ def read_manifest(root: Path) -> Manifest:
     """
     path = CorpusLayout(root).manifest
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{root}: no prepared corpus; run `metier prepare` with the same settings") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}); run `metier prepare` again") from None
+    return parse_manifest(content, str(root))
+
+
+def parse_manifest(content: bytes, root: str) -> Manifest:
+    """Read the content of manifest.json, wherever its corpus ``root`` lies.
+
+    Raises:
+        DataError: It is damaged, or another version of Métier wrote it.
+    """
+    path = f"{root.rstrip('/')}/{CorpusLayout(Path()).manifest.name}"
+    try:
+        values = json.loads(content)
+    except ValueError as error:
         raise DataError(f"{path}: cannot be read ({error}); run `metier prepare` again") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DataError(f"{path}: written in another format than {FORMAT}; run `metier prepare` again")

@@ -1,34 +1,27 @@
 """Packs documents into rows of ``sequence_length`` tokens, from their lengths alone.
 
-Best-fit decreasing over windows of documents (Ding et al. 2024, arXiv:2404.10830), one row after another:
-the longest that still fits goes in, until one document or a pair of them fills the row to its last token.
-Taken alone, the longest would leave holes wherever documents are much of a length, as questions are.
-
-Documents are shuffled, within blocks, before the windows are cut: neighbours in a source are about the same
-thing, and a row should not be. The plan depends on lengths, ``sequence_length`` and policy only.
+Best-fit packing (Ding et al. 2024, arXiv:2404.10830) on the histogram of lengths instead of document by
+document: rows are found as patterns of lengths (``training.data.patterns``), then the documents of each
+length are dealt to the places that ask for it, in a shuffled order: neighbours in a source are about the same
+thing, and a row should not be. The result depends on lengths, ``sequence_length`` and policy only.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from training.data.order import shuffled
+from training.data.patterns import find_patterns
+from training.data.shuffle import shuffled
 from training.errors import DataError
 
 LongDocuments = Literal["refuse", "split", "truncate", "drop"]
+Integers = npt.NDArray[np.int64]
 
-BLOCK_PIECES = 65_536
-"""Pieces that are shuffled among each other: bounds what a reader must have at hand at once."""
-
-WINDOW_PIECES = 4_096
-"""Pieces that wait for a row at once, at least."""
-
-RESERVE_PIECES = 512
-"""Pieces, the shortest, that one window hands to the next: enough lengths to fill its rows exactly."""
+PACKER_VERSION = 2
+"""Raised when the same lengths would be packed otherwise: cached plans are then made anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +29,8 @@ class PackingCounts:
     """What became of the documents; nothing is lost silently."""
 
     documents: int
+    """Documents to be packed; those removed as duplicates are not among them."""
+
     rows: int
     tokens: int
     """Tokens in the rows."""
@@ -48,38 +43,40 @@ class PackingCounts:
     tokens_left_out: int
     """Tokens of truncated and dropped documents that are in no row."""
 
-    density: float
-    """Share of the rows' slots that hold a token, 0..1."""
+    sequence_length: int
+
+    @property
+    def density(self) -> float:
+        """Share of the rows' slots that hold a token, 0..1."""
+        return self.tokens / (self.rows * self.sequence_length) if self.rows else 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Packing:
     """Which pieces of which documents make up each row."""
 
-    sequence_length: int
-    documents: npt.NDArray[np.int64]
+    documents: Integers
     """int64 [P]: each piece's document, row by row."""
 
-    starts: npt.NDArray[np.int64]
-    stops: npt.NDArray[np.int64]
-    """int64 [P]: the piece is the document's tokens [start, stop)."""
+    starts: Integers
+    sizes: Integers
+    """int64 [P]: the piece is the document's tokens [start, start + size)."""
 
-    row_bounds: npt.NDArray[np.int64]
-    """int64 [R + 1]: where each row begins among the pieces."""
-
-    block_rows: tuple[int, ...]
-    """Rows of each block, in order."""
+    row_bounds: Integers
+    """int64 [R + 1]: where each row begins among the pieces, and P."""
 
     counts: PackingCounts
 
     def row(self, index: int) -> list[tuple[int, int, int]]:
         """Give the pieces of one row: document, start, stop."""
         pieces = slice(int(self.row_bounds[index]), int(self.row_bounds[index + 1]))
-        columns = (self.documents[pieces], self.starts[pieces], self.stops[pieces])
-        return list(zip(*(column.tolist() for column in columns), strict=True))
+        documents, starts, sizes = (
+            column[pieces].tolist() for column in (self.documents, self.starts, self.sizes)
+        )
+        return [(d, start, start + size) for d, start, size in zip(documents, starts, sizes, strict=True)]
 
 
-def plan_packing(
+def pack_documents(
     lengths: npt.NDArray[np.int32],
     sequence_length: int,
     long_documents: LongDocuments,
@@ -87,171 +84,108 @@ def plan_packing(
 ) -> Packing:
     """Pack documents of ``lengths`` int32 [D] tokens; ``name_of`` names a document in an error.
 
+    A document of negative length was removed from the corpus and is in no row. There may be no row at all.
+
     Raises:
-        DataError: A document is longer than a row and the policy is ``refuse``, or no document is left.
+        DataError: A document is longer than a row and the policy is ``refuse``.
     """
-    documents, starts, stops = _cut(lengths, sequence_length, long_documents, name_of)
-    if not len(documents):
-        raise DataError(
-            f"all {len(lengths)} documents are longer than batch.sequence_length={sequence_length} and "
-            "dropped; raise it or set data.long_documents=split"
-        )
-    sizes = stops - starts
-    order: list[npt.NDArray[np.int64]] = []
-    rows: list[npt.NDArray[np.int64]] = []
-    block_rows: list[int] = []
-    for block, begin in enumerate(range(0, len(sizes), BLOCK_PIECES)):
-        count = min(BLOCK_PIECES, len(sizes) - begin)
-        mixed = begin + shuffled(count, f"packing/{block}")
-        placed, opened = _pack_block(sizes[mixed], sequence_length)
-        grouped = np.argsort(placed, kind="stable")
-        order.append(mixed[grouped])
-        rows.append(placed[grouped] + sum(block_rows))
-        block_rows.append(opened)
-    pieces, row_of = np.concatenate(order), np.concatenate(rows)
+    wide = lengths.astype(np.int64)
+    kept = np.flatnonzero(wide > 0)
+    if long_documents == "refuse":
+        _refuse_long(wide, sequence_length, name_of)
+    if long_documents == "drop":
+        kept = kept[wide[kept] <= sequence_length]
+    sizes = wide[kept]
+    if long_documents == "truncate":
+        sizes = np.minimum(sizes, sequence_length)
+    full, rest = np.divmod(sizes, sequence_length)
+    # Pieces that fill a row alone, then the rest of each document.
+    alone = np.repeat(kept, full)
+    first = np.repeat(np.cumsum(full) - full, full)
+    ends = kept[rest > 0]
+    packed, row_sizes = _pack_rests(rest[rest > 0], sequence_length)
+    pieces_per_row = np.concatenate([row_sizes, np.ones(len(alone), dtype=np.int64)])
     return Packing(
-        sequence_length=sequence_length,
-        documents=documents[pieces],
-        starts=starts[pieces],
-        stops=stops[pieces],
-        row_bounds=np.searchsorted(row_of, np.arange(sum(block_rows) + 1)),
-        block_rows=tuple(block_rows),
-        counts=_count(lengths, sequence_length, long_documents, sum(block_rows)),
+        documents=np.concatenate([ends[packed], alone]),
+        starts=np.concatenate(
+            [(full[rest > 0] * sequence_length)[packed], (np.arange(len(alone)) - first) * sequence_length]
+        ),
+        sizes=np.concatenate([rest[rest > 0][packed], np.full(len(alone), sequence_length)]),
+        row_bounds=np.concatenate([[0], np.cumsum(pieces_per_row)]),
+        counts=_count(wide, sequence_length, long_documents, len(pieces_per_row)),
     )
 
 
-Pieces = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+def add_counts(counts: Iterable[PackingCounts], sequence_length: int) -> PackingCounts:
+    """Add up what became of several groups of documents."""
+    every = list(counts)
+    return PackingCounts(
+        documents=sum(one.documents for one in every),
+        rows=sum(one.rows for one in every),
+        tokens=sum(one.tokens for one in every),
+        split=sum(one.split for one in every),
+        truncated=sum(one.truncated for one in every),
+        dropped=sum(one.dropped for one in every),
+        tokens_left_out=sum(one.tokens_left_out for one in every),
+        sequence_length=sequence_length,
+    )
 
 
-def _cut(
-    lengths: npt.NDArray[np.int32],
-    sequence_length: int,
-    long_documents: LongDocuments,
-    name_of: Callable[[int], str],
-) -> Pieces:
-    wide = lengths.astype(np.int64)
-    documents = np.arange(len(wide), dtype=np.int64)
-    zeros = np.zeros_like(documents)
-    long = np.flatnonzero(wide > sequence_length)
-    if not len(long):
-        return documents, zeros, wide
-    match long_documents:
-        case "refuse":
-            worst = int(long[0])
-            raise DataError(
-                f"document {name_of(worst)} has {wide[worst]} tokens, more than "
-                f"batch.sequence_length={sequence_length} (as have {len(long)} in all, the longest "
-                f"{wide.max()}); set data.long_documents to split, truncate or drop, or raise the length"
-            )
-        case "drop":
-            kept = documents[wide <= sequence_length]
-            return kept, np.zeros_like(kept), wide[kept]
-        case "truncate":
-            return documents, zeros, np.minimum(wide, sequence_length)
-        case "split":
-            cuts = -(-wide // sequence_length)
-            owners = np.repeat(documents, cuts)
-            first = np.repeat(np.cumsum(cuts) - cuts, cuts)
-            starts = (np.arange(len(owners)) - first) * sequence_length
-            return owners, starts, np.minimum(starts + sequence_length, wide[owners])
+def _refuse_long(lengths: Integers, sequence_length: int, name_of: Callable[[int], str]) -> None:
+    long = np.flatnonzero(lengths > sequence_length)
+    if len(long):
+        first = int(long[0])
+        raise DataError(
+            f"document {name_of(first)} has {lengths[first]} tokens, more than "
+            f"batch.sequence_length={sequence_length} (as have {len(long)} in its shard, the longest "
+            f"{lengths.max()}); set data.long_documents to split, truncate or drop, or raise the length"
+        )
 
 
-def _pack_block(sizes: npt.NDArray[np.int64], room: int) -> tuple[npt.NDArray[np.int64], int]:
-    # Rows are numbered as they are filled; the pool's leftovers, short ones, fill rows of the next window.
-    placed = np.empty(len(sizes), dtype=np.int64)
-    pool = _Pool(room)
-    opened = 0
-    for begin in range(0, len(sizes), WINDOW_PIECES):
-        end = min(begin + WINDOW_PIECES, len(sizes))
-        pool.add(range(begin, end), sizes[begin:end].tolist())
-        reserve = 0 if end == len(sizes) else RESERVE_PIECES
-        while pool.pieces > reserve:
-            left = room
-            while left and (size := pool.choose(left)):
-                placed[pool.take(size)] = opened
-                left -= size
-            opened += 1
-    return placed, opened
+def _pack_rests(sizes: Integers, sequence_length: int) -> tuple[Integers, Integers]:
+    """Pack pieces shorter than a row: their numbers row by row, int64 [P], and each row's count, int64 [R]."""
+    if not len(sizes):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    order = shuffled(len(sizes), "packing")
+    mixed = sizes[order]
+    patterns, times = find_patterns(mixed, sequence_length)
+    pattern_sizes = np.fromiter(map(len, patterns), dtype=np.int64, count=len(patterns))
+    row_sizes = np.repeat(pattern_sizes, times)
+    # A pattern's rows lie one after another, so a place's pattern is told by its row.
+    flat = np.fromiter((size for pattern in patterns for size in pattern), dtype=np.int64)
+    begins = np.repeat(np.cumsum(pattern_sizes) - pattern_sizes, times)
+    row_begins = np.cumsum(row_sizes) - row_sizes
+    places = flat[np.repeat(begins - row_begins, row_sizes) + np.arange(len(sizes))]
+    packed = np.empty(len(sizes), dtype=np.int64)
+    packed[_sort_places(places)] = order[_sort_places(mixed)]
+    return packed, row_sizes
 
 
-class _Pool:
-    """Pieces that wait for a row, by length."""
-
-    def __init__(self, room: int) -> None:
-        self.pieces = 0
-        self._room = room
-        self._waiting: dict[int, list[int]] = {}
-        self._mixed: list[int] = []  # lengths as the pieces came, the latest first; some are gone already
-        self._lengths: list[int] = []  # those of _waiting, ascending
-        self._is_waiting = np.zeros(room + 1, dtype=np.bool_)
-
-    def add(self, pieces: range, sizes: list[int]) -> None:
-        for piece, size in zip(pieces, sizes, strict=True):
-            self._waiting.setdefault(size, []).append(piece)
-        self._lengths = sorted(self._waiting)
-        self._is_waiting[self._lengths] = True
-        self.pieces += len(sizes)
-        self._mixed = sizes[::-1]
-
-    def choose(self, left: int) -> int:
-        """Give the length that goes next into a row with ``left`` tokens of room; 0 when none fits."""
-        place = bisect_right(self._lengths, left)
-        if not place:
-            return 0
-        longest = self._lengths[place - 1]
-        if left > 2 * longest:
-            # Too much room for a pair: any piece, so that the pool keeps its mixture of lengths. The row's
-            # first is the longest, which would otherwise be left alone in the end.
-            return longest if left == self._room else self._any(longest)
-        if longest == left:
-            return longest
-        # Two pieces that fill the row to the last token; without such a pair, the longest again.
-        half = (left + 1) // 2
-        pairs = self._is_waiting[half : longest + 1] & self._is_waiting[left - half : left - longest - 1 : -1]
-        found = int(pairs[::-1].argmax())
-        size = longest - found
-        if not pairs[len(pairs) - 1 - found] or (2 * size == left and len(self._waiting[size]) == 1):
-            return longest
-        return size
-
-    def _any(self, longest: int) -> int:
-        while self._mixed:
-            size = self._mixed.pop()
-            if size <= longest and size in self._waiting:
-                return size
-        return longest
-
-    def take(self, size: int) -> int:
-        waiting = self._waiting[size]
-        piece = waiting.pop()
-        self.pieces -= 1
-        if not waiting:
-            del self._waiting[size]
-            del self._lengths[bisect_left(self._lengths, size)]
-            self._is_waiting[size] = False
-        return piece
+def _sort_places(sizes: Integers) -> Integers:
+    # numpy sorts integers of 16 bits by radix, many times faster.
+    narrow = sizes.astype(np.uint16) if sizes.max() <= np.iinfo(np.uint16).max else sizes
+    return np.argsort(narrow, kind="stable")
 
 
 def _count(
-    lengths: npt.NDArray[np.int32], sequence_length: int, long_documents: LongDocuments, rows: int
+    lengths: Integers, sequence_length: int, long_documents: LongDocuments, rows: int
 ) -> PackingCounts:
-    wide = lengths.astype(np.int64)
-    long = wide > sequence_length
-    many, total = int(long.sum()), int(wide.sum())
+    kept = lengths[lengths > 0]
+    long = kept[kept > sequence_length]
     match long_documents:
         case "drop":
-            left_out = int(wide[long].sum())
+            left_out = int(long.sum())
         case "truncate":
-            left_out = int((wide[long] - sequence_length).sum())
+            left_out = int((long - sequence_length).sum())
         case _:
             left_out = 0
     return PackingCounts(
-        documents=len(lengths),
+        documents=len(kept),
         rows=rows,
-        tokens=total - left_out,
-        split=many if long_documents == "split" else 0,
-        truncated=many if long_documents == "truncate" else 0,
-        dropped=many if long_documents == "drop" else 0,
+        tokens=int(kept.sum()) - left_out,
+        split=len(long) if long_documents == "split" else 0,
+        truncated=len(long) if long_documents == "truncate" else 0,
+        dropped=len(long) if long_documents == "drop" else 0,
         tokens_left_out=left_out,
-        density=(total - left_out) / (rows * sequence_length),
+        sequence_length=sequence_length,
     )

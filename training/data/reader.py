@@ -1,50 +1,169 @@
-"""Reads a prepared corpus: memory-mapped shards, each verified once, documents by their number."""
+"""Reads a prepared corpus: memory-mapped shards, each verified once, in place or through a node's cache."""
 
-from dataclasses import dataclass
+import mmap
+import os
+import tempfile
+import threading
+from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
+import xxhash
 
-from training.data.manifest import Manifest, ShardRecord, Split, SplitRecord, read_manifest
-from training.errors import DataError
-from training.files import file_sha256
+from training.config.schema import LoaderConfig
+from training.data.cache import FileCache, NoRoomError
+from training.data.manifest import FileRecord, Manifest, Split, SplitRecord, parse_manifest, read_manifest
+from training.data.remote import Origin, is_url
+from training.data.shard import Shard, StoredDocument
+from training.errors import ConfigError, DataError
 from training.layout import CorpusLayout
 
+MOST_OPEN_SHARDS = 128
+MOST_OPEN_BYTES = 1 << 30
+"""Of mapped files: addresses, no memory."""
+MOST_RESIDENT_BYTES = 48 << 20
+"""Pages of shards that stay in this process's memory; then they are given back to the page cache."""
+CACHE_SHARE = 64
+"""A process holds open, and so keeps from eviction, 1 / CACHE_SHARE of the cache and the shard it reads."""
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class StoredDocument:
-    """One document as it lies in its shard; the arrays are views into the mapped file."""
+_HASHED_AT_ONCE = 1 << 20
 
-    id: str
-    source: str
-    family: str
-    task: str
-    input_ids: npt.NDArray[np.int32]
-    """int32 [L]."""
 
-    is_target: npt.NDArray[np.bool_]
-    """bool [L]."""
+class Files(Protocol):
+    """How a corpus's files are reached."""
+
+    def open(self, record: FileRecord) -> int:
+        """Open a file that is what its record says; gives a descriptor."""
+
+    def is_here(self, record: FileRecord) -> bool:
+        """Whether ``open`` would give it at once."""
+
+    def fetch(self, record: FileRecord) -> None:
+        """Bring it here, for an ``open`` that comes later."""
+
+    def place(self, record: FileRecord) -> str:
+        """Name it in messages."""
+
+
+class FilesInPlace:
+    """Files of a corpus on a disk of this machine, read where they lie."""
+
+    def __init__(self, root: Path) -> None:
+        """Open nothing yet."""
+        self._root = root
+        self._verified: set[str] = set()
+
+    def open(self, record: FileRecord) -> int:
+        """Open a file; verified the first time.
+
+        Raises:
+            DataError: It is missing or damaged.
+        """
+        path = self._root / record.file
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); run `metier prepare` to write it again"
+            ) from None
+        if record.checksum not in self._verified:
+            if not _is_whole(descriptor, record):
+                os.close(descriptor)
+                raise DataError(
+                    f"{path}: damaged, its checksum is not the manifest's; remove it and run "
+                    "`metier prepare` to write it again"
+                )
+            self._verified.add(record.checksum)
+        return descriptor
+
+    def is_here(self, record: FileRecord) -> bool:
+        """Always: there is no other place to wait for."""
+        return True
+
+    def fetch(self, record: FileRecord) -> None:
+        """Nothing to do."""
+
+    def place(self, record: FileRecord) -> str:
+        """Its path."""
+        return str(self._root / record.file)
+
+
+class CachedFiles:
+    """Files of a corpus that lies elsewhere, copied into the node's cache as they are needed."""
+
+    def __init__(self, cache: FileCache, origin: Origin) -> None:
+        """Fetch nothing yet."""
+        self.cache = cache
+        self.origin = origin
+        self._verified: set[str] = set()
+
+    def open(self, record: FileRecord) -> int:
+        """Open a file, fetched where it is not here; verified the first time, fetched again if damaged.
+
+        Raises:
+            DataError: It is missing at its origin, or damaged there.
+            StorageError: It cannot be fetched, or not be kept.
+        """
+        for _ in range(2):
+            descriptor = self.cache.open(record, self.origin)
+            if record.checksum in self._verified or _is_whole(descriptor, record):
+                self._verified.add(record.checksum)
+                return descriptor
+            os.close(descriptor)
+            self.cache.discard(record)
+        raise DataError(
+            f"{self.cache.path(record)}: damaged again after it was fetched anew; the disk of "
+            "loader.cache_path loses what is written to it: use another"
+        )
+
+    def is_here(self, record: FileRecord) -> bool:
+        """Whether the cache holds it."""
+        return self.cache.holds(record)
+
+    def fetch(self, record: FileRecord) -> None:
+        """Bring it into the cache.
+
+        Raises:
+            DataError: As ``open``.
+            StorageError: As ``open``.
+        """
+        self.cache.fetch(record, self.origin)
+
+    def place(self, record: FileRecord) -> str:
+        """Where it comes from."""
+        return self.origin.place(record.file)
 
 
 class Corpus:
     """One split of a prepared corpus. Documents are numbered through all shards, in manifest order."""
 
-    def __init__(self, root: Path, split: Split, manifest: Manifest) -> None:
-        """Map nothing yet: a shard is opened and verified when its first document is read."""
-        self.manifest = manifest
+    def __init__(self, path: str, split: Split, manifest: Manifest, files: Files, plans_folder: Path) -> None:
+        """Map nothing yet: a shard is opened and verified when it is first read."""
+        self.path = path
         self.split = split
-        self.root = root
+        self.manifest = manifest
         self.record: SplitRecord = manifest.splits[split]
-        self._layout = CorpusLayout(root)
-        self._ends = np.cumsum([shard.documents for shard in self.record.shards])
-        self._shards: dict[int, _Shard] = {}
+        self.files = files
+        self.plans_folder = plans_folder
+        """Where packing plans are kept."""
+
+        self._ends = np.cumsum([shard.documents for shard in self.record.shards], dtype=np.int64)
+        numbers = {name: number for number, name in enumerate(manifest.sources)}
+        self.source_numbers = np.array([numbers[s.source] for s in self.record.shards], dtype=np.int64)
+        """int64 [shards]: the place of each shard's source in ``manifest.sources``."""
+
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._opening = threading.RLock()
+        self._most_bytes = MOST_OPEN_BYTES
+        if isinstance(files, CachedFiles):
+            self._most_bytes = min(MOST_OPEN_BYTES, files.cache.limit_bytes // CACHE_SHARE)
 
     def __len__(self) -> int:
-        """Documents in the split."""
-        return self.record.counts.documents
+        """Documents in all shards, removed ones as well."""
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     @property
     def padding_id(self) -> int:
@@ -53,113 +172,115 @@ class Corpus:
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int32]:
-        """Tokens of each document, int32 [len(self)].
+        """Tokens of each document, int32 [len(self)], mapped; negative: removed, not to be read.
 
         Raises:
             DataError: The file is missing or damaged.
+            StorageError: It cannot be fetched.
         """
-        path = self._layout.lengths(self.split)
-        _verify(path, self.record.lengths_sha256)
-        lengths: npt.NDArray[np.int32] = np.load(path, allow_pickle=False)
+        record = self.record.lengths
+        with self._opening, os.fdopen(self.files.open(record), "rb") as stream:
+            shape, _, dtype = _read_npy_header(stream)
+            begin = stream.tell()
+            mapped = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
+        lengths: npt.NDArray[np.int32] = np.frombuffer(mapped, dtype, count=int(np.prod(shape)), offset=begin)
         return lengths
 
-    def encoded(self, index: int) -> StoredDocument:
+    def shard(self, index: int) -> Shard:
+        """Open shard ``index``; it stays open while it is among those used last.
+
+        Raises:
+            DataError: It is missing or damaged.
+            StorageError: It cannot be fetched, or not be kept.
+        """
+        with self._opening:
+            if index in self._open:
+                self._open.move_to_end(index)
+                return self._open[index]
+            record = self.record.shards[index]
+            try:
+                shard = Shard(self.files.open(record), self.files.place(record))
+            except NoRoomError:
+                # Those that this process holds open may be what is in the way.
+                self._open.clear()
+                shard = Shard(self.files.open(record), self.files.place(record))
+            self._open[index] = shard
+            self._close_oldest()
+            return shard
+
+    def give_back(self) -> None:
+        """Keep what was read of the shards' pages from adding up: the page cache has them, we need not."""
+        with self._opening:
+            touched = [shard for shard in self._open.values() if shard.touched]
+            if sum(shard.bytes for shard in touched) > MOST_RESIDENT_BYTES:
+                for shard in touched:
+                    shard.give_back()
+
+    def document(self, index: int) -> StoredDocument:
         """Read document ``index`` with its names.
 
         Raises:
             DataError: Its shard is missing or damaged.
+            StorageError: Its shard cannot be fetched.
             IndexError: There is no such document.
         """
-        shard, row = self._find(index)
-        input_ids, is_target = shard.tokens(row, 0, None)
-        source, family, task = (shard.text(name, row) for name in ("source", "family", "task"))
-        return StoredDocument(
-            id=shard.text("id", row),
-            source=source,
-            family=family,
-            task=task,
-            input_ids=input_ids,
-            is_target=is_target,
-        )
-
-    def tokens(
-        self, index: int, start: int = 0, stop: int | None = None
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """Read the tokens [start, stop) of document ``index``: ids int32 [L] and targets bool [L].
-
-        Raises:
-            DataError: Its shard is missing or damaged.
-            IndexError: There is no such document.
-        """
-        shard, row = self._find(index)
-        return shard.tokens(row, start, stop)
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[place]) + self.record.shards[place].documents
+        stored = self.shard(place).document(row)
+        self.give_back()
+        return stored
 
     def verify(self) -> None:
         """Read every file once and compare it with the manifest.
 
         Raises:
             DataError: One is missing or damaged.
+            StorageError: One cannot be fetched.
         """
-        _verify(self._layout.lengths(self.split), self.record.lengths_sha256)
-        for shard in self.record.shards:
-            _verify(self._layout.split(self.split) / shard.file, shard.sha256)
+        for record in (self.record.lengths, *self.record.shards):
+            os.close(self.files.open(record))
 
-    def _find(self, index: int) -> tuple["_Shard", int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        place = int(np.searchsorted(self._ends, index, side="right"))
-        record = self.record.shards[place]
-        if place not in self._shards:
-            self._shards[place] = _Shard(self._layout.split(self.split) / record.file, record)
-        return self._shards[place], index - int(self._ends[place]) + record.documents
+    def _close_oldest(self) -> None:
+        total = sum(shard.bytes for shard in self._open.values())
+        while len(self._open) > 1 and (len(self._open) > MOST_OPEN_SHARDS or total > self._most_bytes):
+            _, shard = self._open.popitem(last=False)
+            total -= shard.bytes
 
 
-def open_corpus(path: Path | str, split: Split) -> Corpus:
-    """Open one split of the corpus in the folder ``path``.
+def open_corpus(path: str | Path, split: Split, loader: LoaderConfig | None = None) -> Corpus:
+    """Open one split of a corpus.
+
+    Args:
+        path: The folder that `metier prepare` wrote, or the URL it was uploaded to.
+        split: ``train`` or ``held_out``.
+        loader: How its shards reach this process. None: a folder is read in place.
 
     Raises:
         DataError: There is no complete corpus there.
+        StorageError: It cannot be read, or the cache's folder not be made.
+        ConfigError: A URL without ``loader``.
     """
-    root = Path(path)
-    return Corpus(root, split, read_manifest(root))
-
-
-class _Shard:
-    def __init__(self, path: Path, record: ShardRecord) -> None:
-        _verify(path, record.sha256)
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
-            self._batch = stream.read_next_batch()
-        ids, targets = self._batch.column("input_ids"), self._batch.column("is_target")
-        self._ends = ids.offsets.to_numpy()
-        self._ids = ids.values.to_numpy()
-        # Arrow keeps one bit per boolean; only the piece that is read is ever unpacked.
-        self._bits = np.frombuffer(targets.values.buffers()[1], dtype=np.uint8)
-
-    def tokens(
-        self, row: int, start: int, stop: int | None
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        begin, end = int(self._ends[row]), int(self._ends[row + 1])
-        first = begin + start
-        last = end if stop is None else min(begin + stop, end)
-        skipped = first % 8
-        bits = np.unpackbits(self._bits[first // 8 : (last + 7) // 8], bitorder="little")
-        return self._ids[first:last], bits[skipped : skipped + last - first].view(np.bool_)
-
-    def text(self, column: str, row: int) -> str:
-        return str(self._batch.column(column)[row].as_py())
-
-
-def _verify(path: Path, sha256: str) -> None:
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); run `metier prepare` to write it again"
-        ) from None
-    if found != sha256:
-        raise DataError(
-            f"{path}: damaged, its checksum is not the manifest's; run `metier prepare` to write it again"
-        )
+    root = str(path)
+    if not is_url(root) and (loader is None or loader.cache_path is None):
+        folder = Path(root)
+        layout = CorpusLayout(folder)
+        manifest = read_manifest(folder)
+        plans = layout.plans if _may_write(layout) else _default_cache() / "plans" / manifest.fingerprint
+        return Corpus(root, split, manifest, FilesInPlace(folder), plans)
+    if loader is None:
+        raise ConfigError(f"data.path={root} is a URL; it is read through a cache, so `loader` is needed")
+    origin = Origin(root=root, attempts=loader.fetch_attempts)
+    cache = FileCache(
+        Path(loader.cache_path) if loader.cache_path else _default_cache(), limit_bytes=loader.cache_bytes
+    )
+    name = CorpusLayout(Path()).manifest.name
+    manifest = parse_manifest(origin.read_bytes(name), root)
+    plans = cache.folder / "plans" / manifest.fingerprint
+    if not is_url(root) and _may_write(CorpusLayout(Path(root))):
+        plans = CorpusLayout(Path(root)).plans
+    return Corpus(root, split, manifest, CachedFiles(cache, origin), plans)
 
 
 def check_tokenizer(manifest: Manifest, fingerprint: str, path: str) -> None:
@@ -173,3 +294,7 @@ def check_tokenizer(manifest: Manifest, fingerprint: str, path: str) -> None:
             f"data.path={path} was prepared with another tokenizer or chat template than the model's; "
             "run `metier prepare` again"
         )
+
+
+def _default_cache() -> Path:
+    return Path(tempfile.gettempdir()) / f"metier-cache-{os.getuid()}"

@@ -1,160 +1,110 @@
-"""Shards on the disk: Arrow IPC streams of one record batch, one row per document.
+"""Shards on the disk: Arrow IPC streams of one record batch, one row per document, one source and one split.
 
-The same documents give the same bytes; the files open in pyarrow and as `datasets.Dataset.from_file`.
+A shard is named by the checksum of its bytes and never rewritten with others: the same documents give the
+same file, whoever writes it. The files open in pyarrow and as `datasets.Dataset.from_file`.
 """
 
-import contextlib
-import os
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
 from training.data.documents import Document
 from training.data.encode import Encoded
-from training.data.manifest import Counts, ShardRecord, Split, SplitRecord
-from training.errors import StorageError
-from training.files import file_sha256, sync_file, sync_folder
+from training.data.manifest import FileRecord, ShardRecord
+from training.errors import DataError
+from training.files import write_atomically
 from training.layout import CorpusLayout
 
-SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "source": pa.string(),
-        "family": pa.string(),
-        "task": pa.string(),
-        "input_ids": pa.list_(pa.int32()),
-        "is_target": pa.list_(pa.bool_()),
-    }
-)
-PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
+TokenBytes = Literal[2, 4]
 
-_QUANTITIES = ("documents", "tokens", "targets")
-_COUNTED = [f"{key} {quantity}" for key in ("all", "source", "task") for quantity in _QUANTITIES]
+MAX_TOKENS = 1 << 30
+"""More than this in one shard would come near what Arrow's int32 offsets can count."""
+
+_TOKEN_TYPES = {2: pa.uint16(), 4: pa.uint32()}
+_TEXTS = ("id", "source", "family", "task")
 
 
-@contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a refusing disk into one line.
+def shard_schema(token_bytes: TokenBytes) -> pa.Schema:
+    """Give the columns of a shard: four strings, the token ids, and 1 where a token is a target."""
+    texts = [(name, pa.string()) for name in _TEXTS]
+    ids, is_target = pa.list_(_TOKEN_TYPES[token_bytes]), pa.list_(pa.uint8())
+    return pa.schema([*texts, ("input_ids", ids), ("is_target", is_target)])
+
+
+def write_shard(
+    root: Path, documents: Sequence[tuple[Document, Encoded]], token_bytes: TokenBytes
+) -> ShardRecord:
+    """Write documents of one source into ``root``/shards, durable before it returns.
+
+    Args:
+        root: The corpus folder.
+        documents: At least one, all of one source and one split.
+        token_bytes: Width of a stored token id.
+
+    Returns:
+        The shard's name, checksum and counts.
 
     Raises:
-        StorageError: The disk is full or cannot be written.
+        StorageError: The disk is full or refuses; nothing is left behind.
     """
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise StorageError(
-            f"{path}: cannot be written ({reason}); free some space or set data.path to another disk"
-        ) from error
+    buffer = _serialise(documents, token_bytes)
+    checksum = xxhash.xxh3_128_hexdigest(buffer)
+    path = CorpusLayout(root).shards / f"{checksum}.arrow"
 
+    def write(partial: Path) -> None:
+        partial.write_bytes(buffer)
 
-@dataclass(slots=True)
-class SplitWriter:
-    """Collects the documents of one split and writes them out shard by shard."""
-
-    layout: CorpusLayout
-    split: Split
-    documents_per_shard: int
-    _pending: list[tuple[Document, Encoded]] = field(default_factory=list)
-    _shards: list[ShardRecord] = field(default_factory=list)
-    _lengths: list[int] = field(default_factory=list)
-    _families: set[str] = field(default_factory=set)
-    _counts: dict[str, Counter[str]] = field(default_factory=lambda: {key: Counter() for key in _COUNTED})
-
-    @property
-    def documents(self) -> int:
-        """Documents added so far."""
-        return len(self._lengths)
-
-    @property
-    def families(self) -> int:
-        """Different families added so far."""
-        return len(self._families)
-
-    def add(self, document: Document, encoded: Encoded) -> None:
-        """Append one document.
-
-        Raises:
-            StorageError: The disk is full or cannot be written.
-        """
-        self._pending.append((document, encoded))
-        self._families.add(document.family)
-        self._lengths.append(len(encoded.input_ids))
-        targets = int(encoded.is_target.sum())
-        for key, name in (("all", ""), ("source", document.source), ("task", document.task)):
-            self._counts[f"{key} documents"][name] += 1
-            self._counts[f"{key} tokens"][name] += len(encoded.input_ids)
-            self._counts[f"{key} targets"][name] += targets
-        if len(self._pending) == self.documents_per_shard:
-            self._write_shard()
-
-    def finish(self) -> SplitRecord:
-        """Write what is left and say what the split holds; there must be at least one document.
-
-        Raises:
-            StorageError: The disk is full or cannot be written.
-        """
-        if self._pending:
-            self._write_shard()
-        lengths = np.asarray(self._lengths, dtype=np.int32)
-        path = self.layout.lengths(self.split)
-        with storage_errors(path):
-            np.save(path, lengths)
-            sync_file(path)
-            sync_folder(path.parent)
-        percentiles = np.percentile(lengths, PERCENTILES, method="lower")
-        return SplitRecord(
-            counts=self._tell("all")[""],
-            families=len(self._families),
-            by_source=self._tell("source"),
-            by_task=self._tell("task"),
-            length_percentiles={
-                str(percent): int(length) for percent, length in zip(PERCENTILES, percentiles, strict=True)
-            },
-            lengths_sha256=file_sha256(path),
-            shards=self._shards,
-        )
-
-    def _tell(self, key: str) -> dict[str, Counts]:
-        documents, tokens, targets = (self._counts[f"{key} {what}"] for what in _QUANTITIES)
-        return {
-            name: Counts(documents=documents[name], tokens=tokens[name], targets=targets[name])
-            for name in sorted(documents)
-        }
-
-    def _write_shard(self) -> None:
-        path = self.layout.shard(self.split, len(self._shards))
-        batch = _to_arrow(self._pending)
-        with storage_errors(path):
-            path.parent.mkdir(exist_ok=True)
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
-                writer.write_batch(batch)
-            sync_file(path)
-        self._shards.append(
-            ShardRecord(
-                file=path.name,
-                sha256=file_sha256(path),
-                documents=len(self._pending),
-                tokens=sum(len(encoded.input_ids) for _, encoded in self._pending),
-            )
-        )
-        self._pending.clear()
-
-
-def _to_arrow(rows: list[tuple[Document, Encoded]]) -> pa.RecordBatch:
-    ends = np.cumsum([0, *(len(encoded.input_ids) for _, encoded in rows)], dtype=np.int32)
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array([document.id for document, _ in rows], pa.string()),
-            pa.array([document.source for document, _ in rows], pa.string()),
-            pa.array([document.family for document, _ in rows], pa.string()),
-            pa.array([document.task for document, _ in rows], pa.string()),
-            pa.ListArray.from_arrays(ends, np.concatenate([encoded.input_ids for _, encoded in rows])),
-            pa.ListArray.from_arrays(ends, np.concatenate([encoded.is_target for _, encoded in rows])),
-        ],
-        schema=SCHEMA,
+    write_atomically(path, write)
+    return ShardRecord(
+        file=f"{path.parent.name}/{path.name}",
+        checksum=checksum,
+        bytes=len(buffer),
+        source=documents[0][0].source,
+        documents=len(documents),
+        tokens=sum(len(encoded.input_ids) for _, encoded in documents),
+        targets=sum(int(encoded.is_target.sum()) for _, encoded in documents),
     )
+
+
+def map_shard(root: Path, record: FileRecord) -> pa.RecordBatch:
+    """Map a shard of the corpus in ``root`` into memory, unverified.
+
+    Raises:
+        DataError: It is missing or no Arrow stream.
+    """
+    path = root / record.file
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+            return stream.read_next_batch()
+    except (OSError, pa.ArrowInvalid, StopIteration) as error:
+        reason = str(error).partition("\n")[0] or "cut short"
+        raise DataError(
+            f"{path}: cannot be read ({reason}); remove it and run `metier prepare` again"
+        ) from None
+
+
+def shard_tokens(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int32]]:
+    """View a mapped shard's token ids, uint16 or uint32 [T], and its documents' bounds, int32 [D + 1]."""
+    column = batch.column("input_ids")
+    return column.values.to_numpy(), column.offsets.to_numpy()
+
+
+def _serialise(documents: Sequence[tuple[Document, Encoded]], token_bytes: TokenBytes) -> pa.Buffer:
+    schema = shard_schema(token_bytes)
+    bounds = np.cumsum([0, *(len(encoded.input_ids) for _, encoded in documents)], dtype=np.int32)
+    ids = np.concatenate([encoded.input_ids for _, encoded in documents])
+    is_target = np.concatenate([encoded.is_target for _, encoded in documents])
+    columns = [
+        *(pa.array([getattr(document, name) for document, _ in documents], pa.string()) for name in _TEXTS),
+        pa.ListArray.from_arrays(bounds, ids.astype(f"u{token_bytes}")),
+        pa.ListArray.from_arrays(bounds, is_target.astype(np.uint8)),
+    ]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    return sink.getvalue()

@@ -16,8 +16,8 @@ from training.collectives import sum_over_ranks
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
 from training.engine.seeds import derive_seed
-from training.engine.step import StepResult
-from training.model.inputs import Batch
+from training.engine.step import SourceLoss, StepResult
+from training.model.inputs import Batch, count_targets_by_source
 from training.model.packed import PackedLanguageModel
 from training.optimizer import build_optimizer
 from training.ranks import Ranks
@@ -39,17 +39,17 @@ class Place:
 class DeepSpeedEngine:
     """Forward, backward and optimizer of one rank. Every method is collective."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, config: RunConfig, place: Place) -> None:
-        """Hand ``model``, which lies on ``place.device``, over to DeepSpeed."""
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, config: RunConfig, place: Place, *, sources: int = 1
+    ) -> None:
+        """Hand ``model``, which lies on ``place.device``, over to DeepSpeed; tell ``sources`` losses apart."""
         self._place = place
         self._seed = config.seed
         self._zero_stage = config.strategy.zero_stage
-        self._max_grad_norm = config.optimizer.max_grad_norm
+        self._sources = sources
         self.model = model
-        self.architecture: dict[str, Any] = model.config.to_dict()
-        """The model's config.json as a mapping."""
 
-        packed = PackedLanguageModel(model)
+        packed = PackedLanguageModel(model, sources=sources)
         packed.train()
         self._engine, *_ = deepspeed.initialize(
             model=packed,
@@ -67,31 +67,40 @@ class DeepSpeedEngine:
         is: nats are summed and divided by the global number of targets.
         """
         place, plan = self._place, self._place.plan
-        mine = [sum(batch.targets for batch in micro_batches), sum(batch.tokens for batch in micro_batches)]
-        targets, tokens = sum_over_ranks([float(count) for count in mine], place.device)
+        targets, tokens = self._count(micro_batches)
         # DeepSpeed averages gradients over the ranks; the mean wanted here is over targets.
-        scale = place.ranks.world_size / max(targets, 1.0)
+        scale = place.ranks.world_size / max(sum(targets), 1)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        nats = torch.zeros((), dtype=torch.float64, device=place.device)
+        nats = torch.zeros(self._sources, dtype=torch.float64, device=place.device)
         grad_norm = 0.0
         for index, batch in enumerate(micro_batches):
-            first = samples_seen + (index * place.ranks.world_size + place.ranks.rank) * plan.micro_batch_size
             # Dropout depends on the samples' position alone: it survives a resume without saved state.
+            first = samples_seen + plan.first_sample(place.ranks.rank, index)
             torch.manual_seed(derive_seed(self._seed, "dropout", first))
-            batch_nats = self._engine(batch.to(place.device))
+            batch_nats, nats_by_source = self._engine(batch.to(place.device))
             self._engine.backward(batch_nats * scale, scale_wrt_gas=False)
-            nats += batch_nats.detach()
+            nats += nats_by_source
             if index == len(micro_batches) - 1:
                 grad_norm = self._norm_of_unsharded_gradients()
             self._engine.step()
+        sums = sum_over_ranks(nats.tolist(), place.device)
         return StepResult(
-            loss=sum_over_ranks([float(nats)], place.device)[0] / max(targets, 1.0),
+            loss=sum(sums) / max(sum(targets), 1),
             grad_norm=grad_norm or float(self._engine.get_global_grad_norm() or 0.0),
             samples=plan.global_batch_size,
-            tokens=int(tokens),
-            targets=int(targets),
+            tokens=tokens,
+            targets=sum(targets),
+            by_source=tuple(map(SourceLoss, sums, targets)),
         )
+
+    def _count(self, micro_batches: Sequence[Batch]) -> tuple[list[int], int]:
+        """Count the global batch's targets by source, and its tokens."""
+        by_batch = [count_targets_by_source(batch, self._sources) for batch in micro_batches]
+        mine = [sum(counts) for counts in zip(*by_batch, strict=True)]
+        mine.append(sum(batch.tokens for batch in micro_batches))
+        *targets, tokens = (int(count) for count in sum_over_ranks(list(map(float, mine)), self._place.device))
+        return targets, tokens
 
     def state(self) -> dict[str, Any]:
         """Give this rank's share of the optimizer state, fp32 master weights included."""

@@ -3,6 +3,16 @@
 from dataclasses import dataclass
 
 
+@dataclass(frozen=True, slots=True)
+class SourceLoss:
+    """One source's part of a step."""
+
+    nats: float
+    """Sum of the cross-entropy over its targets."""
+
+    targets: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """One optimizer step, already reduced over all ranks."""
@@ -21,3 +31,6 @@ class StepResult:
 
     targets: int
     """Tokens that were trained on."""
+
+    by_source: tuple[SourceLoss, ...]
+    """The part of each source, in the order of their numbers; their sums are the whole step."""

@@ -20,6 +20,9 @@ class StepRecord:
     loss: float
     """Mean nats per target token."""
 
+    loss_by_source: dict[str, float]
+    """The same of each source that has targets in this step."""
+
     learning_rate: float
     """The rate this step was taken with."""
 
@@ -89,8 +92,10 @@ def journal_line(record: StepRecord, hardware: Hardware, *, time: float, incarna
     return {key: _plain(value) for key, value in line.items()}
 
 
-def _plain(value: float) -> float | None:
-    # JSON knows neither NaN nor infinity; six digits are more than any of these numbers is good for.
+def _plain(value: Any) -> Any:
+    # JSON knows neither NaN nor infinity.
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

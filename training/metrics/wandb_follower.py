@@ -131,13 +131,21 @@ def send_journal(layout: RunLayout, settings: TrackerSettings, ended: threading.
     for lines in follow_lines(layout.metrics, ended):
         for line in lines:
             if line["step"] >= next_step:
-                run.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
+                run.log(lay_flat(line), step=line["step"])
                 next_step = line["step"] + 1
         if settings.mode == "offline":
             sent.write(next_step - 1)
     run.finish(exit_code=0 if _was_finished(layout) else 1)
     sent.write(next_step - 1)
     _say(f"W&B has every step up to {next_step - 1}")
+
+
+def lay_flat(line: dict[str, Any]) -> dict[str, Any]:
+    """Turn a line of the journal into W&B's metrics: the loss of a source becomes ``loss/NAME``."""
+    by_source = line.get("loss_by_source", {})
+    flat = {key: value for key, value in line.items() if key != "loss_by_source"}
+    flat |= {f"loss/{name}": value for name, value in by_source.items()}
+    return {key: value for key, value in flat.items() if value is not None}
 
 
 class SentSteps:

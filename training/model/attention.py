@@ -1,6 +1,7 @@
 """Attention in which the documents of a packed row do not see each other, without a dense mask."""
 
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -228,6 +229,11 @@ def choose_attention(name: str, device: torch.device) -> str:
     return VARLEN if name == "varlen" else FLASH
 
 
+def name_attention(implementation: str) -> str:
+    """Translate the name that transformers knows back to ``model.attention``."""
+    return implementation.removeprefix("metier_")
+
+
 def build_attention_inputs(
     implementation: str, bounds: Sequence[int], device: torch.device
 ) -> dict[str, Any]:
@@ -247,9 +253,10 @@ def build_attention_inputs(
             "model.attention=auto"
         )
     # Packed rows are far shorter than 2^31 tokens; int32 is what the kernels want.
-    ends = torch.tensor(sorted(set(bounds)), dtype=torch.int32)
-    longest = int((ends[1:] - ends[:-1]).max())
-    ends = ends.to(device, non_blocking=True)
+    edges = sorted(set(bounds))
+    # The longest is found among the host's numbers: asked of the device, every pass would wait for it.
+    longest = max(after - before for before, after in itertools.pairwise(edges))
+    ends = torch.tensor(edges, dtype=torch.int32).to(device, non_blocking=True)
     return {
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,

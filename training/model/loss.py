@@ -1,5 +1,6 @@
 """Cross-entropy fused with the output layer: logits of a few rows at a time, gradients taken in forward."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,19 @@ _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
 """Logits held at once: 32 MiB in fp32 on a CPU, near its caches; 256 MiB on a GPU, for wide products."""
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Which of several sums each row belongs to."""
+
+    numbers: Tensor
+    """int64 [T], each 0..count-1."""
+
+    count: int
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, groups: Groups | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum the cross-entropy of ``hidden @ weight.T + bias`` over its rows, never holding all logits.
 
     The gradients are computed chunk by chunk together with the loss, as in Liger-Kernel's
@@ -22,17 +35,20 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
         weight: [V, H], the output layer's.
         bias: [V], or None.
         targets: int64 [T], every one a valid id.
+        groups: Into which sums the rows go; None: all into one.
 
     Returns:
-        Nats, fp32 (fp64 for fp64 inputs), a scalar; 0 where T is 0, still connected to the graph.
+        Nats, fp32 (fp64 for fp64 inputs), a scalar; 0 where T is 0, still connected to the graph. And the
+        nats of each group, fp64 [groups.count], which carry no gradient: both come of one pass, and nothing
+        here waits for the device.
     """
     wants_gradient = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
     )
-    total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, wants_gradient
+    total, sums = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, targets, groups, wants_gradient
     )
-    return total
+    return total, sums
 
 
 @torch.no_grad()
@@ -58,20 +74,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
+        groups: Groups | None,
         wants_gradient: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wanted = [wants_gradient and needed for needed in ctx.needs_input_grad[:3]]
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
         # Many chunks are summed: in bf16 the small ones would be lost.
         wide = _wide(weight.dtype)
         grad_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
         grad_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wanted[2] else None
-        total = torch.zeros((), dtype=_wide(hidden.dtype), device=hidden.device)
+        sums = torch.zeros(
+            1 if groups is None else groups.count, dtype=torch.float64, device=hidden.device
+        )
         rows = _rows_per_chunk(weight)
         for start in range(0, hidden.shape[0], rows):
             part = hidden[start : start + rows]
             losses, logits, log_sums = _chunk_loss_parts(part, weight, bias, targets[start : start + rows])
-            total += losses.sum()
+            sums += _sum_by_group(losses, groups, start)
             if not any(wanted):
                 continue
             slope = _softmax_minus_target(logits, log_sums, targets[start : start + rows])
@@ -87,14 +106,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
-        return total
+        ctx.mark_non_differentiable(sums)
+        return sums.sum().to(_wide(hidden.dtype)), sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradients: tuple[Tensor | None, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
         scaled = [None if part is None else part * upstream.to(part.dtype) for part in gradients]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)
+
+
+def _sum_by_group(losses: Tensor, groups: Groups | None, start: int) -> Tensor:
+    """Sum losses [rows], those from row ``start`` on, in fp64: [groups.count]."""
+    if groups is None:
+        return losses.sum(dtype=torch.float64)[None]
+    numbers = groups.numbers[start : start + losses.shape[0]]
+    # A product and no index_add: on a GPU that adds in whatever order its threads come.
+    chosen = numbers == torch.arange(groups.count, device=numbers.device)[:, None]
+    return chosen.double() @ losses.double()
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

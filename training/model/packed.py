@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 from training.errors import ModelError
 from training.model.attention import build_attention_inputs
-from training.model.inputs import IGNORE_INDEX, Batch
-from training.model.loss import linear_cross_entropy, linear_cross_entropy_per_row
+from training.model.inputs import Batch, find_owners, find_target_sources, find_targets
+from training.model.loss import Groups, linear_cross_entropy, linear_cross_entropy_per_row
 
 
 class PackedLanguageModel(nn.Module):
@@ -17,19 +17,24 @@ class PackedLanguageModel(nn.Module):
     Everything that reads a parameter happens inside ``forward``, where ZeRO-3 gathers what is read.
     """
 
-    def __init__(self, hf_model: PreTrainedModel | PeftModel) -> None:
+    def __init__(self, hf_model: PreTrainedModel | PeftModel, *, sources: int = 1) -> None:
         """Wrap a model from ``build_model``; its parameters keep their names behind ``hf_model.``.
+
+        Args:
+            hf_model: The model.
+            sources: How many sources the corpus has: their losses are told apart.
 
         Raises:
             ModelError: The model has no output layer.
         """
         super().__init__()
         self.hf_model = hf_model
-        base = _base_of(hf_model)
+        self._sources = sources
+        base = base_of(hf_model)
         if base.get_output_embeddings() is None:
             raise ModelError(f"{type(base).__name__} has no output layer; it is no causal language model")
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum the cross-entropy over all targets of the batch.
 
         Args:
@@ -37,32 +42,50 @@ class PackedLanguageModel(nn.Module):
                 parameter: a rank that sent no gradient would keep the others waiting.
 
         Returns:
-            Nats, fp32, a scalar; a sum and no mean, so that ranks and passes can be weighed together.
+            Nats, fp32, a scalar: sums and no means, so that ranks and passes can be weighed together. And
+            the nats of each source, fp64 [sources], without gradient.
+
+        Raises:
+            ValueError: A document is of a source that the model was not told of.
         """
-        hidden, targets = self._hidden_at_targets(batch)
-        head = _base_of(self.hf_model).get_output_embeddings()
-        return linear_cross_entropy(hidden, *_weight_and_bias(head), targets)
+        if max(batch.source_ids) >= self._sources:
+            raise ValueError(f"a document of source {max(batch.source_ids)} among {self._sources} sources")
+        places = find_targets(batch)
+        hidden, targets = self._hidden(batch, places), batch.labels[0].index_select(0, places)
+        groups = None
+        if self._sources > 1:
+            groups = Groups(find_target_sources(batch, places), self._sources)
+        return linear_cross_entropy(hidden, *self._head(), targets, groups)
 
     @torch.no_grad()
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Give every target's cross-entropy, fp32 [targets], and its place in N, int64 [targets]."""
-        hidden, targets = self._hidden_at_targets(batch)
-        head = _base_of(self.hf_model).get_output_embeddings()
-        return linear_cross_entropy_per_row(hidden, *_weight_and_bias(head), targets), _find_targets(batch)
+        places = find_targets(batch)
+        hidden, targets = self._hidden(batch, places), batch.labels[0].index_select(0, places)
+        return linear_cross_entropy_per_row(hidden, *self._head(), targets), places
 
-    def _hidden_at_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Run the decoder; give what the output layer sees at the targets [T, H], and their ids [T]."""
-        base = _base_of(self.hf_model)
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """Give the logits after every token, [N, V], in the model's dtype; for short rows."""
+        places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+        return torch.nn.functional.linear(self._hidden(batch, places), *self._head())
+
+    def _hidden(self, batch: Batch, places: Tensor) -> Tensor:
+        """Run the decoder; give what the output layer sees at some places, [P, H]."""
+        base = base_of(self.hf_model)
+        # Once for all layers: they are handed the same objects, also where they are computed again.
         inputs = build_attention_inputs(
             base.config._attn_implementation, batch.document_bounds, batch.input_ids.device
         )
         output = base.get_decoder()(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **inputs
         )
-        places = _find_targets(batch)
         hidden = output.last_hidden_state[0].index_select(0, places)
         factor = _logit_factor(base)
-        return hidden if factor == 1 else hidden * factor, batch.labels[0].index_select(0, places)
+        return hidden if factor == 1 else hidden * factor
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        return _weight_and_bias(base_of(self.hf_model).get_output_embeddings())
 
 
 @torch.no_grad()
@@ -78,18 +101,14 @@ def document_losses(model: PackedLanguageModel, batch: Batch) -> tuple[Tensor, T
         a padding document has 0 of both. Both on the CPU.
     """
     losses, places = model.losses(batch)
-    starts = torch.tensor(batch.document_bounds[:-1], dtype=torch.int64)
-    owner = torch.searchsorted(starts, places.cpu(), right=True) - 1
-    sums = torch.zeros(len(starts), dtype=torch.float64).index_add_(0, owner, losses.cpu().double())
-    return sums, torch.bincount(owner, minlength=len(starts))
+    documents = len(batch.document_bounds) - 1
+    owner = find_owners(batch, places.cpu())
+    sums = torch.zeros(documents, dtype=torch.float64).index_add_(0, owner, losses.cpu().double())
+    return sums, torch.bincount(owner, minlength=documents)
 
 
-def _find_targets(batch: Batch) -> Tensor:
-    # The count is known, so that the GPU need not be waited for, as nonzero() would.
-    return torch.nonzero_static(batch.labels[0] != IGNORE_INDEX, size=batch.targets)[:, 0]
-
-
-def _base_of(hf_model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def base_of(hf_model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Give the transformers model inside an adapter, or the model itself."""
     base: PreTrainedModel = hf_model.get_base_model() if isinstance(hf_model, PeftModel) else hf_model
     return base
 

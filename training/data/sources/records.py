@@ -1,94 +1,276 @@
-"""From a record's fields to a document's content, strictly: what does not fit is named, never skipped."""
+"""From a record's fields to a document, strictly: what does not fit is named, never guessed.
 
-from typing import Any, Literal
+Schemas, in the order in which ``documents: auto`` looks for them in the first record:
 
-from training.data.documents import Message, Messages, PromptCompletion, Text
+=================  ==============================================================================
+messages           ``messages``: turns with role and content (OpenAI); ``tools`` where there are
+conversations      ``conversations``: turns with from and value (ShareGPT); ``system``, ``tools``
+prompt_completion  ``prompt`` and ``completion``: two strings, or two lists of turns (a chat)
+instruction        ``instruction``, ``input``, ``output``, ``system``, ``history`` (Alpaca): a chat
+text               ``text``
+=================  ==============================================================================
+
+A document's family, unless ``family_field`` names it, is the hash of what will be encoded: copies are on the
+same side of the split, wherever they lie and whatever else their records say.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Literal, get_args
+
+from training.config.sources import RecordSource
+from training.data.documents import Document, Message, Messages, PromptCompletion, Text
+from training.data.sources.chats import check_order, parse_turns
+from training.data.sources.pieces import BadRecord, Record, Row, Skipped
+from training.data.sources.templates import FieldTemplates
+from training.data.sources.values import (
+    describe,
+    find_text,
+    get_text,
+    list_fields,
+    missing,
+    parse_nested,
+    refuse_half_pairs,
+)
 from training.errors import DataError
 
-ROLES = ("system", "user", "assistant", "tool")
-MESSAGE_KEYS = {"role", "content"}
+Schema = Literal["messages", "conversations", "prompt_completion", "instruction", "text"]
+
+NEEDED: dict[Schema, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "instruction": ("instruction", "output"),
+    "text": ("text",),
+}
+"""The fields that a record of each schema must have."""
+
+OPTIONAL = ("input", "system", "history", "tools")
+
+Content = Messages | PromptCompletion | Text
+
+_SEPARATOR = "\x1f"
 
 
-def parse_content(
-    record: dict[str, Any], documents: Literal["messages", "prompt_completion", "text"], place: str
-) -> Messages | PromptCompletion | Text:
-    """Read the fields that ``documents`` names; other fields are the user's own and stay unread.
+class RecordParser:
+    """Makes documents of one source's records; remembers the schema once it is recognised."""
+
+    def __init__(self, name: str, source: RecordSource, schema: Schema | None = None) -> None:
+        """Prepare for the source called ``name``; a given ``schema`` is not looked for again.
+
+        Raises:
+            DataError: A setting of the source is wrong: no such field, no valid template.
+        """
+        self._name = name
+        self._source = source
+        self._templates = FieldTemplates(f"data.sources.{name}.templates", source.templates)
+        self._mapped = bool(source.fields or source.templates)
+        known = {field for fields in NEEDED.values() for field in fields} | set(OPTIONAL)
+        for setting, wanted in (("fields", source.fields), ("templates", source.templates)):
+            for field in wanted:
+                if field not in known:
+                    raise DataError(
+                        f"data.sources.{name}.{setting}.{field}: no schema has such a field; "
+                        f"wanted one of {', '.join(sorted(known))}"
+                    )
+        self.schema: Schema | None = (
+            schema if schema or source.documents == "auto" else _as_schema(source.documents)
+        )
+
+    def parse(self, place: str, record: Record) -> Document:
+        """Make the document that lies at ``place``.
+
+        Raises:
+            BadRecord: The record does not hold what its schema wants.
+            DataError: It is the first of its file and of no known schema.
+        """
+        fields = self._map(record) if self._mapped else record
+        schema = self.schema or self.recognise(place, fields)
+        content = self._read_content(fields, schema)
+        joined = _join(content)
+        try:
+            encoded = joined.encode()
+        except UnicodeEncodeError:
+            raise refuse_half_pairs(_list_texts(content)) from None
+        source = self._source
+        return Document(
+            id=place,
+            # By content and not by place: the split stays as it is when records are put in before this one.
+            family=(
+                hashlib.blake2b(encoded, digest_size=8).hexdigest()
+                if source.family_field is None
+                else _find_family(record, source.family_field)
+            ),
+            source=self._name,
+            task=schema,
+            content=content,
+            train_on=source.train_on,
+        )
+
+    def recognise(self, place: str, fields: Record) -> Schema:
+        """Tell the schema by the fields of the first record, mapping included, and remember it.
+
+        Raises:
+            DataError: No schema fits: that is a setting to mend and no single bad record.
+        """
+        declared = self._source.fields.keys() | self._source.templates.keys()
+        fitting = [
+            schema for schema, needed in NEEDED.items() if all(fields.get(field) is not None for field in needed)
+        ]
+        # What the user maps is what they mean, whatever else the record holds.
+        fitting.sort(key=lambda schema: declared.isdisjoint(NEEDED[schema]))
+        if not fitting:
+            known = "; ".join(" + ".join(needed) for needed in NEEDED.values())
+            raise DataError(
+                f"{place}: the record has {list_fields(fields)}, which is no known schema ({known}); name the "
+                f"fields with data.sources.{self._name}.fields or data.sources.{self._name}.templates"
+            )
+        self.schema = fitting[0]
+        return fitting[0]
+
+    def recognise_from(self, rows: Iterable[Row]) -> None:
+        """Recognise the schema by the first of ``rows`` that can be read at all."""
+        for place, record in rows:
+            if isinstance(record, BadRecord):
+                continue
+            try:
+                self.recognise(place, self._map(record))
+            except BadRecord:
+                continue
+            return
+
+    def _map(self, record: Record) -> Record:
+        fields = dict(record)
+        for wanted, own in self._source.fields.items():
+            fields[wanted] = _look_up(record, own)
+        fields.update(self._templates.render(record))
+        return fields
+
+    def _read_content(self, fields: Record, schema: Schema) -> Content:
+        match schema:
+            case "messages" | "conversations":
+                if schema not in fields:
+                    raise missing(fields, schema)
+                messages = parse_turns(fields[schema], schema, self._source.train_on)
+                return self._with_system(messages, fields)
+            case "text":
+                text = get_text(fields, "text")
+                if not text or text.isspace():
+                    raise BadRecord("empty text", 'field "text" is empty; take the record out')
+                return Text(text)
+            case "prompt_completion":
+                return self._read_pair(fields)
+            case "instruction":
+                return self._read_instruction(fields)
+
+    def _with_system(self, messages: tuple[Message, ...], fields: Record) -> Messages:
+        tools = parse_nested(fields.get("tools") or [], "tools")
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise BadRecord("wrong type", f'field "tools" is {describe(tools)}, wanted a list of objects')
+        if fields.get("system") and messages[0].role != "system":
+            messages = (Message("system", get_text(fields, "system")), *messages)
+        return Messages(messages, tuple(tools))
+
+    def _read_pair(self, fields: Record) -> Content:
+        if isinstance(fields.get("prompt"), list) and isinstance(fields.get("completion"), list):
+            # TRL's chats in two halves: answers in the prompt are context.
+            asked = parse_turns(fields["prompt"], "prompt", "all")
+            messages = parse_turns([*fields["prompt"], *fields["completion"]], "completion", "assistant")
+            context = tuple(replace(message, weight=0) for message in messages[: len(asked)])
+            return self._with_system(context + messages[len(asked) :], fields)
+        pair = PromptCompletion(get_text(fields, "prompt"), get_text(fields, "completion"))
+        if not pair.completion or pair.completion.isspace():
+            raise BadRecord("empty answer", 'field "completion" is empty; take the record out')
+        return pair
+
+    def _read_instruction(self, fields: Record) -> Messages:
+        instruction, given = get_text(fields, "instruction"), find_text(fields, "input")
+        turns: list[Message] = []
+        for index, pair in enumerate(parse_nested(fields.get("history") or [], "history")):
+            if not isinstance(pair, list) or [type(item) for item in pair] != [str, str]:
+                raise BadRecord("wrong type", f"history[{index}] is no pair of a question and an answer")
+            turns += [Message("user", pair[0]), Message("assistant", pair[1])]
+        turns.append(Message("user", f"{instruction}\n\n{given}" if instruction and given else instruction or given))
+        turns.append(Message("assistant", get_text(fields, "output")))
+        check_order(tuple(turns), self._source.train_on)
+        return self._with_system(tuple(turns), fields)
+
+
+def read_rows(parser: RecordParser, source: RecordSource, rows: Iterable[Row]) -> Iterator[Document | Skipped]:
+    """Make a document of every row; a bad one is refused or skipped, as the source says.
 
     Raises:
-        DataError: A field is missing or of another type; the message begins with ``place``.
+        DataError: A record is bad and ``bad_records`` is refuse; the message begins with its place.
     """
-    match documents:
-        case "messages":
-            return Messages(_parse_messages(record, place))
-        case "prompt_completion":
-            return PromptCompletion(_text(record, "prompt", place), _text(record, "completion", place))
-        case "text":
-            return Text(_text(record, "text", place))
+    for place, record in rows:
+        try:
+            if isinstance(record, BadRecord):
+                raise record
+            document = parser.parse(place, record)
+        except BadRecord as fault:
+            if source.bad_records == "refuse":
+                raise DataError(f"{place}: {fault}") from None
+            yield Skipped(place, fault.reason)
+        else:
+            yield document
 
 
-def _text(record: dict[str, Any], field: str, place: str) -> str:
-    if field not in record:
-        found = ", ".join(map(str, record)) or "nothing"
-        raise DataError(f'{place}: field "{field}" is missing; the record has {found}')
-    value = record[field]
-    if not isinstance(value, str):
-        raise DataError(f'{place}: field "{field}" is {_kind(value)}, wanted a string')
-    return _checked(value, f'{place}: field "{field}"')
+def _as_schema(name: str) -> Schema:
+    found: dict[str, Schema] = {schema: schema for schema in get_args(Schema)}
+    return found[name]
 
 
-def _parse_messages(record: dict[str, Any], place: str) -> tuple[Message, ...]:
-    if "messages" not in record:
-        found = ", ".join(map(str, record)) or "nothing"
-        raise DataError(f'{place}: field "messages" is missing; the record has {found}')
-    turns = record["messages"]
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f'{place}: field "messages" is {_kind(turns)}, wanted a list of turns')
-    messages = tuple(_parse_message(turn, f"{place}: messages[{index}]") for index, turn in enumerate(turns))
-    if messages[0].role in {"assistant", "tool"}:
-        raise DataError(f"{place}: the chat begins with {messages[0].role}, wanted system or user first")
-    return messages
+def _look_up(record: Record, own: str) -> object:
+    """Find a field by its name, or by a dotted path where no field is called so."""
+    if own in record:
+        return record[own]
+    value: object = record
+    for part in own.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise missing(record, own)
+        value = value[part]
+    return value
 
 
-def _parse_message(turn: Any, place: str) -> Message:
-    if not isinstance(turn, dict):
-        raise DataError(f"{place} is {_kind(turn)}, wanted an object with role and content")
-    # A Parquet struct has every key in every row: those without a value say nothing.
-    turn = {key: value for key, value in turn.items() if value is not None}
-    if other := turn.keys() - MESSAGE_KEYS:
-        raise DataError(
-            f"{place} has {', '.join(sorted(other))}; only role and content are read, take it out"
-        )
-    if turn.get("role") not in ROLES:
-        raise DataError(f"{place}.role is {turn.get('role')!r}, wanted one of {', '.join(ROLES)}")
-    content = turn.get("content")
-    if not isinstance(content, str):
-        raise DataError(f"{place}.content is {_kind(content)}, wanted a string")
-    return Message(turn["role"], _checked(content, f"{place}.content"))
+def _find_family(record: Record, field: str) -> str:
+    family = record.get(field)
+    if not isinstance(family, str | int):
+        raise BadRecord("missing field", f'field "{field}" (family_field) is missing or no string')
+    return str(family)
 
 
-def _checked(text: str, place: str) -> str:
-    """Refuse half of a surrogate pair: JSON can spell it, but no tokenizer can read it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{place} has {text[error.start]!r} at character {error.start}, half of a surrogate pair; "
-            "take it out"
-        ) from None
-    return text
+def _join(content: Content) -> str:
+    match content:
+        case Messages(messages=messages, tools=tools):
+            parts = []
+            for message in messages:
+                parts += (message.role, message.content)
+                if message.extra:
+                    parts.append(_dump(message.extra))
+            if tools:
+                parts.append(_dump(tools))
+            return _SEPARATOR.join(parts)
+        case PromptCompletion(prompt=prompt, completion=completion):
+            return prompt + _SEPARATOR + completion
+        case Text(text=text):
+            return text
 
 
-def _kind(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "a list" if value else "an empty list"
-        case _:
-            return "an object"
+def _dump(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _list_texts(content: Content) -> Iterator[tuple[str, str]]:
+    match content:
+        case Messages(messages=messages):
+            for index, message in enumerate(messages):
+                yield f"messages[{index}].content", message.content
+        case PromptCompletion(prompt=prompt, completion=completion):
+            yield 'field "prompt"', prompt
+            yield 'field "completion"', completion
+        case Text(text=text):
+            yield 'field "text"', text
+
+

@@ -1,0 +1,102 @@
+"""Small questions about a record's values: what kind they are, and whether a tokenizer can read them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from training.data.sources.pieces import BadRecord
+
+
+def describe(value: Any) -> str:
+    """Name the kind of a JSON value, for errors."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "a list" if value else "an empty list"
+        case bytes():
+            return "bytes"
+        case _:
+            return "an object"
+
+
+def list_fields(record: Mapping[str, Any]) -> str:
+    """List a record's fields, for errors; the first twenty where there are more."""
+    names = [str(name) for name in record]
+    more = ", ..." if len(names) > 20 else ""  # noqa: PLR2004 -- what fits on a line
+    return ", ".join(names[:20]) + more if names else "nothing"
+
+
+def get_text(record: Mapping[str, Any], field: str) -> str:
+    """Take a field that must be a string.
+
+    Raises:
+        BadRecord: It is missing or of another type.
+    """
+    try:
+        value = record[field]
+    except KeyError:
+        raise missing(record, field) from None
+    if type(value) is not str:
+        raise BadRecord("wrong type", f'field "{field}" is {describe(value)}, wanted a string')
+    return value
+
+
+def find_text(record: Mapping[str, Any], field: str) -> str:
+    """Take a field that may be absent or null: then it is the empty string.
+
+    Raises:
+        BadRecord: It is of another type.
+    """
+    return "" if record.get(field) is None else get_text(record, field)
+
+
+def missing(record: Mapping[str, Any], field: str) -> BadRecord:
+    """Say that a field is missing, and which ones there are."""
+    return BadRecord("missing field", f'field "{field}" is missing; the record has {list_fields(record)}')
+
+
+def parse_nested(value: Any, field: str) -> Any:
+    """Read a nested value that a flat format (CSV, a template) can only hold as JSON text.
+
+    Raises:
+        BadRecord: The text is no JSON.
+    """
+    if type(value) is not str:
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord("broken JSON", f'field "{field}" is a string that is no JSON ({error})') from None
+
+
+def refuse_half_pairs(parts: Iterable[tuple[str, str]]) -> BadRecord:
+    """Name the first of (place, text) with half of a surrogate pair: JSON can spell it, no tokenizer reads it."""
+    for place, text in parts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return BadRecord(
+                "invalid UTF-8",
+                f"{place} has {text[error.start]!r} at character {error.start}, half of a surrogate pair; "
+                "take it out",
+            )
+    return BadRecord("invalid UTF-8", "the record has half of a surrogate pair; take it out")
+
+
+def drop_nulls(value: Any) -> Any:
+    """Drop keys without a value, at any depth.
+
+    A column of objects has every key of any row in every row: those that are null were never there.
+    """
+    if isinstance(value, dict):
+        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [drop_nulls(item) for item in value]
+    return value
