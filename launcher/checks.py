@@ -36,12 +36,14 @@ def check_devices(cluster: ClusterConfig, devices: Path = _DEVICES) -> None:
 def check_prepared(config: RunConfig) -> None:
     """Make sure that `metier prepare` has been run.
 
+    A corpus behind a URL is looked for by the processes that read it.
+
     Raises:
         DataError: The corpus is missing.
         ModelError: The model's folder is missing.
     """
     manifest = CorpusLayout(Path(config.data.path)).manifest
-    if not manifest.is_file():
+    if "://" not in config.data.path and not manifest.is_file():
         raise DataError(
             f"data.path={config.data.path} holds no prepared corpus ({manifest} is missing); "
             "run `metier prepare` with the same settings first"

@@ -4,6 +4,7 @@ from launcher.tree import GROUPS, ConfigTree
 
 _PURPOSES = {
     "prepare": "read the documents, split, tokenise and store them; write the model's folder; once",
+    "audit": "say what the prepared corpus teaches, what was left out, what it should not hold",
     "train": "train, or go on from the last checkpoint when the same command is run again",
     "evaluate": "measure before and after; write report/ into the run directory",
     "export": "write a Hugging Face folder, model/ in the run directory",
@@ -11,6 +12,7 @@ _PURPOSES = {
 
 _DETAILS = {
     "prepare": "Writes data.path (the corpus) and model.folder, each complete or not at all.",
+    "audit": "Reads data.path; writes audit.html and audit.json into data.path/audit. Exit code 2: beyond audit.*.",
     "train": "Writes run_root/name: run.json, logs, metrics.jsonl, checkpoints. One process per device.",
     "evaluate": "Reads run_root/name/run.json; evaluation.* may be given anew.",
     "export": "Reads run_root/name/run.json; export.* may be given anew.",
@@ -21,6 +23,11 @@ _EXAMPLES = {
         "metier prepare experiment=medical_qlora_smol",
         "metier prepare experiment=legal_full_smol data.sources.texts.max_documents=500",
         "metier prepare name=mine data=files_chat 'data.sources.files.paths=[chats/*.jsonl]'",
+    ),
+    "audit": (
+        "metier audit experiment=medical_qlora_smol",
+        "metier audit experiment=medical_qlora_smol audit.printed_documents=30",
+        "metier audit name=mine data=files data.path=data/mine 'data.sources.files.paths=[notes/*.jsonl]'",
     ),
     "train": (
         "metier train experiment=medical_qlora_smol dry_run=true",

@@ -1,4 +1,4 @@
-"""The four verbs: from a composed run to the process that does the work."""
+"""The verbs: from a composed run to the process that does the work."""
 
 import os
 import sys
@@ -18,6 +18,9 @@ from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
 from training.errors import EXIT_OK, ClusterError
 
+_CORPUS_MODULES = {"prepare": "training.prepare", "audit": "training.audit"}
+"""Verbs that need a configuration and no run directory."""
+
 _MODULES = {"evaluate": "training.evaluation", "export": "training.export"}
 
 
@@ -25,7 +28,7 @@ def run_verb(verb: str, composed: Composed, overridden: Sequence[str]) -> Ending
     """Do what ``verb`` says for one run.
 
     Args:
-        verb: prepare, train, evaluate or export.
+        verb: prepare, audit, train, evaluate or export.
         composed: The run.
         overridden: The dotted paths that the command line set.
 
@@ -35,8 +38,8 @@ def run_verb(verb: str, composed: Composed, overridden: Sequence[str]) -> Ending
     config = composed.config
     if verb == "train":
         return _train(config, dry_run=composed.dry_run)
-    if verb == "prepare":
-        return _prepare(config, dry_run=composed.dry_run)
+    if verb in _CORPUS_MODULES:
+        return _work_on_corpus(verb, config, dry_run=composed.dry_run)
     module = _MODULES[verb]
     if composed.dry_run:
         return _say(describe_command(module_command(module, find_layout(config).root)))
@@ -59,13 +62,16 @@ def _train(config: RunConfig, *, dry_run: bool) -> Ending:
     return train_here(config, layout)
 
 
-def _prepare(config: RunConfig, *, dry_run: bool) -> Ending:
+def _work_on_corpus(verb: str, config: RunConfig, *, dry_run: bool) -> Ending:
+    module = _CORPUS_MODULES[verb]
     if dry_run:
-        return _say(describe_command(module_command("training.prepare", Path("FROZEN_CONFIG.json"))))
+        return _say(describe_command(module_command(module, Path("FROZEN_CONFIG.json"))))
+    if verb == "audit":
+        check_prepared(config)
     with tempfile.TemporaryDirectory(prefix="metier-") as folder:
         frozen = Path(folder) / "run.json"
         write_frozen(frozen, config, find_versions())
-        return _run_module("training.prepare", frozen, config)
+        return _run_module(module, frozen, config)
 
 
 def _run_module(module: str, path: Path, config: RunConfig) -> Ending:

@@ -45,12 +45,11 @@ def time_case(precision: str, adapter: str, device: torch.device) -> float:
         seed=config.seed,
         activation_checkpointing="none",
     )
-    packed = PackedLanguageModel(model)
+    packed = PackedLanguageModel(model, sources=len(config.data.sources))
     stream = build_stream(
-        open_corpus(config.data.path, "train"),
+        open_corpus(config.data.path, "train", config.loader),
         plan_batch(config.batch, 1),
-        long_documents=config.data.long_documents,
-        seed=config.seed,
+        config,
         rank=0,
         samples_seen=0,
     )
@@ -59,7 +58,7 @@ def time_case(precision: str, adapter: str, device: torch.device) -> float:
         for _ in range(PASSES + 1):
             batch = next(stream)[0].to(device)
             started = time.perf_counter()
-            packed(batch).backward()
+            packed(batch)[0].backward()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             rates.append(batch.tokens / (time.perf_counter() - started))

@@ -40,10 +40,9 @@ def read_documents(batch: Batch) -> list[Document]:
 def plain_losses(config: RunConfig) -> list[float]:
     """Train the run's model on the run's rows, in the plain loop."""
     stream = build_stream(
-        open_corpus(config.data.path, "train"),
+        open_corpus(config.data.path, "train", config.loader),
         plan_batch(config.batch, 1),
-        long_documents=config.data.long_documents,
-        seed=config.seed,
+        config,
         rank=0,
         samples_seen=0,
     )

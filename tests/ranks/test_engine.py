@@ -4,6 +4,7 @@ import io
 import os
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,17 +12,21 @@ import torch.distributed as dist
 from tests.ranks.spawn import on_ranks
 from tests.ranks.training_case import (
     SAMPLES_PER_STEP,
+    SOURCES,
     STEPS,
     make_batch,
     make_config,
     make_model,
     make_samples,
     rate_at,
+    source_of,
 )
 from tests.reference_loop import train_plainly
 from training.batch import plan_batch
 from training.collectives import join
 from training.config.schema import RunConfig
+from training.engine.step import StepResult
+from training.model.self_test import check_isolation
 from training.ranks import Ranks
 
 # (ZeRO stage, samples per forward pass)
@@ -45,26 +50,25 @@ def open_engine(config: RunConfig, place: Any, *, adapter: bool) -> Any:
     from training.engine.deepspeed_engine import DeepSpeedEngine
 
     dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
-    return DeepSpeedEngine(make_model(adapter=adapter, dtype=dtype), config, place)
+    return DeepSpeedEngine(make_model(adapter=adapter, dtype=dtype), config, place, sources=SOURCES)
 
 
-def run_steps(engine: Any, config: RunConfig, place: Any, steps: range) -> list[tuple[float, float]]:
-    """Train this process's share of some steps; give each step's loss and gradient norm."""
-    samples, rate, micro = make_samples(), rate_at(config), place.plan.micro_batch_size
+def run_steps(engine: Any, config: RunConfig, place: Any, steps: range) -> list[StepResult]:
+    """Train this process's share of some steps; give what each step reported."""
+    samples, rate, plan = make_samples(), rate_at(config), place.plan
     reported = []
     for step in steps:
-        rows = samples[step * SAMPLES_PER_STEP : (step + 1) * SAMPLES_PER_STEP]
-        passes = [rows[first : first + micro] for first in range(0, len(rows), micro)]
-        result = engine.train_step(
-            [make_batch(part) for part in passes[place.ranks.rank :: place.ranks.world_size]],
-            learning_rate=rate(step),
-            samples_seen=step * SAMPLES_PER_STEP,
-        )
-        reported.append((result.loss, result.grad_norm))
+        first = step * SAMPLES_PER_STEP
+        passes = []
+        for micro in range(plan.gradient_accumulation_steps):
+            begin = first + plan.first_sample(place.ranks.rank, micro)
+            mine = range(begin, begin + plan.micro_batch_size)
+            passes.append(make_batch([samples[n] for n in mine], [source_of(n) for n in mine]))
+        reported.append(engine.train_step(passes, learning_rate=rate(step), samples_seen=first))
     return reported
 
 
-def train_cuts(cuts: list[dict[str, Any]], adapter: bool) -> list[list[tuple[float, float]]]:
+def train_cuts(cuts: list[dict[str, Any]], adapter: bool) -> list[list[StepResult]]:
     """Train the whole case once per cut."""
     reported = []
     for cut in cuts:
@@ -100,6 +104,28 @@ def interrupt_cuts(cuts: list[dict[str, Any]], adapter: bool) -> list[tuple[Any,
         second.close()
         reported.append((uninterrupted, (before + after, same)))
     return reported
+
+
+def count_targets(step: int) -> list[int]:
+    """Count the targets of each source in a step."""
+    counts, samples = [0] * SOURCES, make_samples()
+    for sample in range(step * SAMPLES_PER_STEP, (step + 1) * SAMPLES_PER_STEP):
+        counts[source_of(sample)] += sum(sum(document.is_target[1:]) for document in samples[sample])
+    return counts
+
+
+def first_nats(*, adapter: bool) -> list[float]:
+    """Sum the nats of each source in the first step, before anything is learnt, one document at a time."""
+    nats, samples, model = [0.0] * SOURCES, make_samples(), make_model(adapter=adapter)
+    for sample in range(SAMPLES_PER_STEP):
+        for document in samples[sample]:
+            ids = torch.tensor([document.ids])
+            wanted = torch.tensor(document.is_target)[1:]
+            with torch.no_grad():
+                logits = model(input_ids=ids).logits[0, :-1]
+            lost = torch.nn.functional.cross_entropy(logits[wanted], ids[0, 1:][wanted], reduction="sum")
+            nats[source_of(sample)] += float(lost)
+    return nats
 
 
 def plain_losses(*, adapter: bool, learning_rate: float) -> list[float]:
@@ -143,11 +169,22 @@ def test_every_stage_and_cut_gives_the_losses_of_the_plain_loop(world_size: int,
     answers = on_ranks(world_size, train_cuts, cuts, adapter)
 
     assert expected[-1] < 0.95 * expected[0], "the case must learn, or equal losses say little"
+    nats = first_nats(adapter=adapter)
     for cut, *per_rank in zip(cuts, *answers, strict=True):
         for reported in per_rank:
-            assert [loss for loss, _ in reported] == pytest.approx(expected, rel=1e-4), cut
+            assert [result.loss for result in reported] == pytest.approx(expected, rel=1e-4), cut
             assert reported == per_rank[0], "all ranks must report the same"
-        assert all(norm > 0 for _, norm in per_rank[0]), cut
+        assert all(result.grad_norm > 0 for result in per_rank[0]), cut
+        assert [part.nats for part in per_rank[0][0].by_source] == pytest.approx(nats, rel=1e-5), cut
+        check_sources(per_rank[0])
+
+
+def check_sources(reported: list[StepResult]) -> None:
+    """The parts of the sources have the right targets and sum up to the step."""
+    for step, result in enumerate(reported):
+        assert [part.targets for part in result.by_source] == count_targets(step)
+        assert sum(part.targets for part in result.by_source) == result.targets
+        assert sum(part.nats for part in result.by_source) == pytest.approx(result.loss * result.targets)
 
 
 def test_in_bf16_with_fp32_master_weights_every_stage_stays_near_the_plain_fp32_loop() -> None:
@@ -158,7 +195,7 @@ def test_in_bf16_with_fp32_master_weights_every_stage_stays_near_the_plain_fp32_
     answers = on_ranks(2, train_cuts, cuts, False)
 
     for cut, reported in zip(cuts, answers[0], strict=True):
-        assert [loss for loss, _ in reported] == pytest.approx(expected, rel=1e-2), cut
+        assert [result.loss for result in reported] == pytest.approx(expected, rel=1e-2), cut
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -169,3 +206,30 @@ def test_an_engine_that_is_saved_and_loaded_goes_on_bit_for_bit(precision: str) 
         for cut, (uninterrupted, (resumed, same_weights)) in zip(cuts, per_rank, strict=True):
             assert resumed == uninterrupted, cut
             assert same_weights, cut
+
+
+def check_then_train(adapter: bool) -> tuple[Any, list[StepResult], list[StepResult]]:
+    """Train under ZeRO-3 with and without the self-test before."""
+    config = make_config(**{"strategy.zero_stage": 3, "cluster.processes_per_node": 2})
+    place = open_place(config)
+    reported = []
+    isolation = None
+    for checked in (False, True):
+        from training.engine.deepspeed_engine import DeepSpeedEngine
+
+        model = make_model(adapter=adapter)
+        if checked:
+            documents = [numpy.array(document.ids) for document in make_samples()[0]]
+            isolation = check_isolation(model, documents)
+        engine = DeepSpeedEngine(model, config, place, sources=SOURCES)
+        reported.append(run_steps(engine, config, place, range(2)))
+        engine.close()
+    return isolation, reported[0], reported[1]
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_the_self_test_before_zero_3_passes_on_every_rank_and_changes_no_step(adapter: bool) -> None:
+    for isolation, without, after in on_ranks(2, check_then_train, adapter):
+        assert isolation.holds
+        assert isolation.attention == "documents"
+        assert after == without

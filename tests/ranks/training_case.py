@@ -20,6 +20,12 @@ LENGTH = 96
 SAMPLES_PER_STEP = 4
 STEPS = 20
 VOCABULARY = 256
+SOURCES = 3
+
+
+def source_of(sample: int) -> int:
+    """Give the source number of a sample; source 1 has none."""
+    return 2 if sample % SAMPLES_PER_STEP == 1 else 0
 
 
 def make_config(**overrides: object) -> RunConfig:
@@ -74,19 +80,22 @@ def make_model(*, adapter: bool, dtype: torch.dtype = torch.float32) -> Any:
     return model
 
 
-def make_batch(rows: list[list[Document]]) -> Batch:
-    """Lay rows end to end, padded to LENGTH each."""
+def make_batch(rows: list[list[Document]], numbers: list[int]) -> Batch:
+    """Lay rows end to end, padded to LENGTH each; ``numbers`` are the rows' sources."""
     ids: list[int] = []
+    sources: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
     bounds = [0]
     tokens = 0
-    for row in rows:
+    for row, number in zip(rows, numbers, strict=True):
         pieces = [*row]
+        sources += [number] * len(row)
         rest = LENGTH - sum(len(document.ids) for document in row)
         tokens += LENGTH - rest
         if rest:
             pieces.append(Document(ids=[0] * rest, is_target=[False] * rest))
+            sources.append(0)
         for piece in pieces:
             ids += piece.ids
             nexts = zip(piece.ids[1:], piece.is_target[1:], strict=True)
@@ -98,6 +107,7 @@ def make_batch(rows: list[list[Document]]) -> Batch:
         labels=torch.tensor([labels]),
         position_ids=torch.tensor([positions]),
         document_bounds=tuple(bounds),
+        source_ids=tuple(sources),
         tokens=tokens,
         targets=sum(label != IGNORE_INDEX for label in labels),
     )

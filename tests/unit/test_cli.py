@@ -45,7 +45,7 @@ def test_a_verbs_help_lists_every_choice_and_three_examples(
         (
             ["experiment=tiny_smoke"],
             "metier: experiment=tiny_smoke: first say what to do: "
-            "metier prepare|train|evaluate|export experiment=tiny_smoke",
+            "metier prepare|audit|train|evaluate|export experiment=tiny_smoke",
         ),
         (
             ["train", "--multrun"],
@@ -127,10 +127,13 @@ def test_a_missing_gpu_leaves_nothing_behind(tmp_path: Path, capsys: pytest.Capt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_corpus_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "experiment=tiny_smoke"]) == 2
+@pytest.mark.parametrize("verb", ["train", "audit"])
+def test_a_missing_corpus_leaves_nothing_behind(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "experiment=tiny_smoke"]) == 2
     assert capsys.readouterr().err == (
-        "metier train: data.path=data/python_topics holds no prepared corpus "
+        f"metier {verb}: data.path=data/python_topics holds no prepared corpus "
         "(data/python_topics/manifest.json is missing); run `metier prepare` with the same settings first\n"
     )
     assert list(tmp_path.iterdir()) == []

@@ -140,3 +140,10 @@ def test_a_corpus_or_a_model_that_was_not_prepared_says_how(tiny_smoke: RunConfi
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").touch()
     check_prepared(config)
+
+
+def test_a_corpus_behind_a_url_is_not_looked_for_on_this_disk(tiny_smoke: RunConfig, tmp_path: Path) -> None:
+    data = tiny_smoke.data.model_copy(update={"path": "s3://bucket/corpus"})
+    model = tiny_smoke.model.model_copy(update={"folder": str(tmp_path)})
+    (tmp_path / "config.json").touch()
+    check_prepared(tiny_smoke.model_copy(update={"data": data, "model": model}))

@@ -106,7 +106,7 @@ ORDINARY = [
     # Medicine: codes, doses, values, trials
     "ICD-10-CM E11.9, S72.001A, Z79.899 and O09.513; SNOMED 73211009, LOINC 2345-7, CPT 99213-25.",
     "Take 500 mg 3-4 times a day; BP 120/80 mmHg, Hb 13.5 g/dl, eGFR 60-89, NCT01234567, PMID 31986264.",
-    "The patient number 3 of the ward had medical records from several hospitals; see chart 4 of the hospital 2019-2020.",
+    "The patient number 3 of the ward had medical records of the hospital 2019-2020; see chart 4.",
     "doi:10.1056/NEJMoa2001017, ISBN 978-3-16-148410-0, ISBN 0-306-40615-2, ISSN 2049-3630",
     # Law: sections, citations, dates, amounts
     "Section 12.4.1.2, Clause 1.2.3.4 and § 4.3.2.1(b) of 17 U.S.C. 512(c)(3), 42 CFR 482.24, 123 F.3d 1234.",
@@ -116,7 +116,7 @@ ORDINARY = [
     "Regulation (EU) 2016/679, Directive 95/46/EC, BGBl. I 2017 S. 2097, ECLI:EU:C:2014:317",
     "51 Franklin Street, Boston, MA 02110-1301 USA; see 3.1.12.1 and 6.9.0.31 of the agreement",
     # Code and logs
-    "version 10.20.30.40, v2.10.11.12, 1.2.3, OID 2.16.840.1.113883.6.90, 127.0.0.1:80, 0.0.0.0, 255.255.255.0",
+    "version 10.20.30.40, v2.10.11.12, OID 2.16.840.1.113883.6.90, 127.0.0.1:80, 0.0.0.0, 255.255.255.0",
     "550e8400-e29b-41d4-a716-446655440000 d41d8cd98f00b204e9800998ecf8427e 0x1234567890abcdef",
     "@property std::vector<int> a::b 12:30:45 00:1a:2b:3c:4d:5e git@github.com:owner/name.git logo@2x.png",
     "token = tokenizer.decode(ids); password: str; secret = getpass(); api_key=os.environ['API_KEY_2024']",

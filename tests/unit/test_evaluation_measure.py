@@ -7,11 +7,10 @@ from bitsandbytes.nn import Linear4bit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from training.data.documents import Document, Message, Messages, PromptCompletion, Text
-from training.data.encode import Encoded, encode
 from training.evaluation.answers import Question, ask, find_word_f1, matches_exactly, say
 from training.evaluation.generate import answer_questions, cut_batches
 from training.evaluation.losses import count_targets, cut_rows, measure_losses
-from training.evaluation.material import EvaluationDocument
+from training.evaluation.material import EvaluationDocument, encode_document
 from training.evaluation.unpack import unpack_layers
 from training.model.attention import choose_attention, register_attention
 from training.model.byte_tokenizer import build_byte_tokenizer
@@ -53,7 +52,7 @@ DOCUMENTS = [
 ]
 
 
-def plain_losses(model: PreTrainedModel, encoded: Encoded) -> float:
+def plain_losses(model: PreTrainedModel, encoded: EvaluationDocument) -> float:
     """One document alone, all logits, no packing."""
     ids = torch.from_numpy(encoded.input_ids.astype(np.int64))[None]
     former = model.config._attn_implementation
@@ -69,7 +68,7 @@ def plain_losses(model: PreTrainedModel, encoded: Encoded) -> float:
 def test_each_documents_loss_is_that_of_the_document_alone(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens_per_batch: int
 ) -> None:
-    encoded = [encode(document, tokenizer) for document in DOCUMENTS]
+    encoded = [encode_document(document, tokenizer) for document in DOCUMENTS]
     told: list[int] = []
     found = measure_losses(
         PackedLanguageModel(model),
@@ -83,7 +82,7 @@ def test_each_documents_loss_is_that_of_the_document_alone(
 
 
 def test_only_targets_with_a_token_before_them_are_counted(tokenizer: PreTrainedTokenizerBase) -> None:
-    encoded = encode(DOCUMENTS[2], tokenizer)
+    encoded = encode_document(DOCUMENTS[2], tokenizer)
     assert count_targets(encoded) == len("Permissive") + 1  # and the end token
 
 
@@ -101,8 +100,7 @@ def test_cutting_keeps_every_place_once_and_the_limit(limit: int) -> None:
 
 
 def as_question(document: Document, tokenizer: PreTrainedTokenizerBase) -> Question:
-    encoded = encode(document, tokenizer)
-    return ask(EvaluationDocument(id=document.id, family="f", task="t", encoded=encoded), tokenizer)
+    return ask(encode_document(document, tokenizer), tokenizer)
 
 
 def test_batched_answers_are_those_of_transformers_one_by_one(

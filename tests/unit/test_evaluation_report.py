@@ -13,7 +13,6 @@ from rich.console import Console
 
 from training.config.schema import EvaluationConfig
 from training.config.sources import PythonTopicsSource
-from training.data.encode import Encoded
 from training.errors import StorageError
 from training.evaluation.answers import Question
 from training.evaluation.draw import running_mean
@@ -42,9 +41,14 @@ CONFIG = EvaluationConfig(
 
 
 def make_documents(count: int, task: str) -> list[EvaluationDocument]:
-    encoded = Encoded(np.arange(9, dtype=np.int32), np.arange(9) > 2)  # six targets
     return [
-        EvaluationDocument(id=f"{task}/{index}", family=str(index // 2), task=task, encoded=encoded)
+        EvaluationDocument(
+            id=f"{task}/{index}",
+            family=str(index // 2),
+            task=task,
+            input_ids=np.arange(9, dtype=np.int32),
+            is_target=np.arange(9) > 2,  # six targets
+        )
         for index in range(count)
     ]
 
@@ -98,7 +102,6 @@ def make_report(*, with_answers: bool = True) -> Report:
             train_documents=4000,
             train_tokens=90000,
             held_out_documents=400,
-            held_out_families=40,
         ),
         cut_documents=0,
         settings=[("Model", "tiny")],

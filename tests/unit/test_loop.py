@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from training.config.schema import LoopConfig
-from training.engine.step import StepResult
+from training.engine.step import SourceLoss, StepResult
 from training.errors import NumericError, StorageError
 from training.loop import Parts, StopReason, train
 from training.metrics.record import StepRecord
@@ -44,7 +44,8 @@ class Fake:
         self.rates.append(learning_rate)
         assert samples_seen == 8 * micro_batches[0]
         loss = self.losses.get(micro_batches[0], 1.0)
-        return StepResult(loss=loss, grad_norm=1.0, samples=8, tokens=64, targets=32)
+        parts = (SourceLoss(8 * loss, 8), SourceLoss(0.0, 0), SourceLoss(48 * loss, 24))
+        return StepResult(loss=loss, grad_norm=1.0, samples=8, tokens=64, targets=32, by_source=parts)
 
     def save(self, progress: Progress) -> None:
         if progress.step in self.failing_saves:
@@ -67,6 +68,7 @@ class Fake:
             checkpoints=self,
             metrics=self,
             stop=self,
+            sources=["law", "medicine", "replay"],
             learning_rate_at=float,
             memory_peak_bytes=lambda: 0,
         )
@@ -82,6 +84,15 @@ def test_every_step_is_logged_and_checkpoints_come_when_due_and_at_the_end() -> 
     assert [record.step for record in fake.logged] == [1, 2, 3, 4, 5, 6, 7]
     assert [saved.step for saved in fake.saved] == [3, 6, 7]
     assert fake.rates == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+def test_the_loss_of_each_source_is_logged_by_name_where_it_has_targets() -> None:
+    fake = Fake(losses={1: 3.0})
+
+    train(fake.parts(), CONFIG, START)
+
+    assert fake.logged[0].loss_by_source == {"law": 1.0, "replay": 2.0}
+    assert fake.logged[1].loss_by_source == {"law": 3.0, "replay": 6.0}
 
 
 @pytest.mark.parametrize("interrupted_at", range(1, 7))

@@ -14,6 +14,7 @@ RECORD = StepRecord(
     step=12,
     samples_seen=24,
     loss=3.2141,
+    loss_by_source={"law": 2.5, "replay": 3.5},
     learning_rate=9.1e-4,
     grad_norm=0.8123,
     tokens=918,
@@ -54,6 +55,13 @@ def test_a_number_that_is_not_finite_is_null_in_the_journal_and_told_on_the_scre
     stream = io.StringIO()
     PlainScreen(stream, max_steps=30, every_steps=1).show(line)
     assert "loss not finite" in stream.getvalue()
+
+
+def test_a_sources_loss_that_is_not_finite_is_null_in_the_journal() -> None:
+    line = journal_line(
+        replace(RECORD, loss_by_source={"law": float("inf"), "replay": 3.5}), CPU, time=1.0, incarnation=1
+    )
+    assert line["loss_by_source"] == {"law": None, "replay": 3.5}
 
 
 def test_plain_lines_come_every_so_many_steps_and_for_the_last() -> None:

@@ -13,7 +13,7 @@ from training.metrics.sink import LeadSink
 
 HARDWARE = Hardware(world_size=2, flops_per_token=None, peak_flops=None)
 FIELDS = {
-    "step", "samples_seen", "loss", "learning_rate", "grad_norm", "tokens", "targets", "step_seconds",
+    "step", "samples_seen", "loss", "loss_by_source", "learning_rate", "grad_norm", "tokens", "targets", "step_seconds",
     "data_wait_seconds", "checkpoint_stall_seconds", "memory_peak_bytes", "tokens_per_second",
     "tokens_per_second_per_gpu", "time", "incarnation",
 }  # fmt: skip
@@ -24,6 +24,7 @@ def record_at(step: int) -> StepRecord:
         step=step,
         samples_seen=step * 2,
         loss=3.0,
+        loss_by_source={"law": 2.0, "replay": 4.0},
         learning_rate=1e-3,
         grad_norm=1.0,
         tokens=100,
@@ -48,6 +49,7 @@ def test_a_step_has_every_word_in_the_journal(tmp_path: Path) -> None:
     (line,) = read_journal(RunLayout(tmp_path).metrics)
     assert set(line) == FIELDS
     assert (line["tokens_per_second"], line["tokens_per_second_per_gpu"], line["incarnation"]) == (50, 25, 3)
+    assert line["loss_by_source"] == {"law": 2.0, "replay": 4.0}
     (event,) = read_lines(RunLayout(tmp_path).events)
     assert (event["event"], event["step"], event["incarnation"]) == ("finished", 1, 3)
 

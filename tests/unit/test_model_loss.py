@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from training.model import loss as fused
-from training.model.loss import linear_cross_entropy, linear_cross_entropy_per_row
+from training.model.loss import Groups, linear_cross_entropy, linear_cross_entropy_per_row
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +39,35 @@ def test_loss_and_gradients_equal_the_plain_ones_for_every_chunk_size(
     plain = F.cross_entropy(F.linear(hidden, weight, offset), targets, reduction="sum")
     # A factor shows that what comes from above is used.
     wanted = torch.autograd.grad(plain * 0.37, inputs)
-    loss = linear_cross_entropy(hidden, weight, offset, targets)
+    loss, sums = linear_cross_entropy(hidden, weight, offset, targets)
     found = torch.autograd.grad(loss * 0.37, inputs)
     torch.testing.assert_close(loss, plain, rtol=tolerance, atol=tolerance)
+    assert sums.tolist() == pytest.approx([loss.item()], rel=1e-6)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance * 10, atol=tolerance * 10)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 100])
+def test_the_sums_of_groups_are_those_of_their_rows_and_change_no_gradient(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fused._CHUNK_ELEMENTS, "cpu", rows * 50)
+    hidden, weight, offset, targets = make(torch.float32, bias=True)
+    numbers = torch.arange(23) % 3 * 2  # groups 1 and 3 have no row
+    logits = F.linear(hidden, weight, offset).detach().double()
+    plain = F.cross_entropy(logits, targets, reduction="none")
+    whole, _ = linear_cross_entropy(hidden, weight, offset, targets)
+    wanted = torch.autograd.grad(whole, (hidden, weight, offset))
+
+    loss, sums = linear_cross_entropy(hidden, weight, offset, targets, Groups(numbers, 5))
+
+    assert sums.dtype == torch.float64
+    assert not sums.requires_grad
+    of_rows = [float(plain[numbers == group].sum()) for group in range(5)]
+    assert sums.tolist() == pytest.approx(of_rows, rel=1e-6)
+    assert loss.item() == whole.item() == pytest.approx(sum(of_rows), rel=1e-6)
+    for one, other in zip(torch.autograd.grad(loss, (hidden, weight, offset)), wanted, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_gradients_pass_gradcheck() -> None:
@@ -51,14 +75,14 @@ def test_gradients_pass_gradcheck() -> None:
     hidden, targets = hidden[:3].detach().requires_grad_(), targets[:3] % 6
     weight, offset = weight[:6].detach().requires_grad_(), offset[:6].detach().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda h, w, b: linear_cross_entropy(h, w, b, targets), (hidden, weight, offset)
+        lambda h, w, b: linear_cross_entropy(h, w, b, targets)[0], (hidden, weight, offset)
     )
 
 
 def test_a_frozen_output_layer_gets_no_gradient() -> None:
     hidden, weight, _, targets = make(torch.float32, bias=False)
     weight.requires_grad_(False)
-    linear_cross_entropy(hidden, weight, None, targets).backward()
+    linear_cross_entropy(hidden, weight, None, targets)[0].backward()
     assert weight.grad is None
     assert hidden.grad is not None
 
@@ -72,8 +96,8 @@ def test_losses_per_row_sum_up_to_the_loss() -> None:
 
 def test_bf16_inputs_give_an_fp32_loss_near_the_fp32_one() -> None:
     hidden, weight, _, targets = make(torch.float32, bias=False)
-    wide = linear_cross_entropy(hidden, weight, None, targets)
-    narrow = linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), None, targets)
+    wide, _ = linear_cross_entropy(hidden, weight, None, targets)
+    narrow, _ = linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), None, targets)
     assert narrow.dtype == torch.float32
     # Inputs rounded to 8 bits of mantissa: 2^-8 relative, times the logits' size.
     torch.testing.assert_close(narrow, wide, rtol=2e-2, atol=0)

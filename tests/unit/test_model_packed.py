@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,8 +21,16 @@ from transformers import (
 
 from training.config.schema import AdapterConfig
 from training.errors import ModelError
-from training.model.attention import DOCUMENTS, generating, group_documents, register_attention
-from training.model.inputs import IGNORE_INDEX, Batch
+from training.model.attention import (
+    DOCUMENTS,
+    FLASH,
+    VARLEN,
+    build_attention_inputs,
+    generating,
+    group_documents,
+    register_attention,
+)
+from training.model.inputs import IGNORE_INDEX, Batch, count_targets_by_source
 from training.model.load import attach_adapter, enable_activation_checkpointing
 from training.model.packed import PackedLanguageModel, document_losses
 
@@ -80,6 +89,7 @@ def make_batch(lengths: list[int], target_share: float = 0.5) -> Batch:
         labels=labels,
         position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
         document_bounds=tuple(bounds),
+        source_ids=(0,) * len(lengths),
         tokens=bounds[-1],
         targets=int((labels != IGNORE_INDEX).sum()),
     )
@@ -108,22 +118,83 @@ def test_packed_losses_and_gradients_equal_each_document_alone(kind: str) -> Non
     sums, targets = document_losses(packed, batch)
     torch.testing.assert_close(sums.float(), torch.stack(wanted).detach(), rtol=1e-5, atol=1e-5)
     assert int(targets.sum()) == batch.targets
-    loss = packed(batch)
+    loss, _ = packed(batch)
     torch.testing.assert_close(loss, torch.stack(wanted).sum().detach(), rtol=1e-5, atol=1e-5)
     loss.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
+def test_the_nats_of_a_source_are_those_of_its_documents() -> None:
+    model = build("llama")
+    model.set_attn_implementation(DOCUMENTS)
+    batch = replace(make_batch(LENGTHS), source_ids=(2, 0, 2, 0, 0, 2, 0, 3, 2))
+    documents, targets = document_losses(PackedLanguageModel(model), batch)
+
+    loss, by_source = PackedLanguageModel(model, sources=5)(batch)
+
+    numbers = torch.tensor(batch.source_ids)
+    wanted = [float(documents[numbers == source].sum()) for source in range(5)]
+    assert by_source.tolist() == pytest.approx(wanted, rel=1e-6)
+    assert loss.item() == pytest.approx(sum(wanted), rel=1e-6)
+    counted = [int(targets[numbers == source].sum()) for source in range(5)]
+    assert count_targets_by_source(batch, 5) == counted
+    assert sum(counted) == batch.targets
+
+
+def test_a_source_that_the_model_was_not_told_of_is_refused() -> None:
+    model = build("llama")
+    model.set_attn_implementation(DOCUMENTS)
+    batch = replace(make_batch([3, 4]), source_ids=(0, 2))
+    with pytest.raises(ValueError, match="source 2 among 2 sources"):
+        PackedLanguageModel(model, sources=2)(batch)
+
+
+def test_a_batch_keeps_its_bounds_and_sources_on_its_way_to_a_device() -> None:
+    batch = replace(make_batch([3, 4]), source_ids=(0, 2))
+    moved = batch.to(torch.device("meta"))
+    assert moved.input_ids.device.type == moved.labels.device.type == moved.position_ids.device.type == "meta"
+    for name in ("document_bounds", "source_ids", "tokens", "targets"):
+        assert getattr(moved, name) == getattr(batch, name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_document_bounds_are_worked_out_once_for_all_layers(checkpointing: bool) -> None:
+    model = build("llama")
+    model.set_attn_implementation(DOCUMENTS)
+    if checkpointing:
+        enable_activation_checkpointing(model)
+    seen: list[object] = []
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, __, kwargs: seen.append(kwargs["documents"]), with_kwargs=True
+        )
+
+    PackedLanguageModel(model).train()(make_batch(LENGTHS))[0].backward()
+
+    assert len(seen) == (4 if checkpointing else 2)  # computed again in backward
+    assert all(groups is seen[0] for groups in seen)
+
+
+@pytest.mark.parametrize("implementation", [VARLEN, FLASH])
+def test_a_varlen_kernel_is_given_int32_bounds_and_the_longest_as_a_number(implementation: str) -> None:
+    inputs = build_attention_inputs(implementation, (0, 3, 3, 10, 12), torch.device("cpu"))
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        assert inputs[name].dtype == torch.int32
+        assert inputs[name].tolist() == [0, 3, 10, 12]
+    assert inputs["max_length_q"] == inputs["max_length_k"] == 7
+    assert type(inputs["max_length_q"]) is int
+
+
 def test_activation_checkpointing_changes_no_gradient() -> None:
     model = build("llama")
     model.set_attn_implementation(DOCUMENTS)
     batch, packed = make_batch(LENGTHS), PackedLanguageModel(model)
-    packed(batch).backward()
+    packed(batch)[0].backward()
     plain = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     enable_activation_checkpointing(model)
-    packed.train()(batch).backward()
+    packed.train()(batch)[0].backward()
     for parameter, wanted in zip(model.parameters(), plain, strict=True):
         torch.testing.assert_close(parameter.grad, wanted)
 
@@ -131,7 +202,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 def test_a_batch_without_targets_is_zero_and_still_reaches_every_trained_parameter() -> None:
     model = build("llama")
     model.set_attn_implementation(DOCUMENTS)
-    loss = PackedLanguageModel(model)(make_batch(LENGTHS, target_share=-1.0))
+    loss, _ = PackedLanguageModel(model)(make_batch(LENGTHS, target_share=-1.0))
     loss.backward()
     assert loss.item() == 0.0
     for name, parameter in model.named_parameters():
@@ -143,7 +214,7 @@ def test_only_the_adapter_gets_gradients_when_one_is_attached() -> None:
     base = build("llama")
     base.set_attn_implementation(DOCUMENTS)
     model = attach_adapter(base, ADAPTER, dtype=torch.float32, seed=1)
-    PackedLanguageModel(model)(make_batch(LENGTHS)).backward()
+    PackedLanguageModel(model)(make_batch(LENGTHS))[0].backward()
     reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert reached == {name for name, _ in model.named_parameters() if "lora_" in name}
 

@@ -1,39 +1,40 @@
-"""Prepares a corpus: sources -> token ids -> shards, once per data configuration and tokenizer."""
+"""Prepares a corpus: sources -> token ids -> shards, once per data configuration and tokenizer.
+
+The folder is a corpus once its manifest is there; the manifest is written last and names all that counts. What
+an earlier call committed is kept, whatever ended that call.
+"""
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from training.config.sources import DataConfig
-from training.data.documents import Document, Provenance
-from training.data.encode import Encoded, encode_batch
-from training.data.manifest import (
-    FORMAT,
-    SPLITS,
-    Manifest,
-    SourceRecord,
-    Split,
-    read_manifest,
-    write_manifest,
+from training.data.assemble import TokenizerFacts, assemble_manifest
+from training.data.documents import Provenance
+from training.data.manifest import FORMAT, FileRecord, Manifest, read_manifest, write_manifest
+from training.data.parts import (
+    Encoding,
+    Part,
+    PartRecord,
+    is_whole,
+    plan_parts,
+    read_record,
+    read_records,
 )
-from training.data.read import read_documents, trace_source
-from training.data.reader import Corpus
-from training.data.shards import SplitWriter
-from training.data.staging import stage_folder
+from training.data.read import trace_source
+from training.data.segments import Job, Listener
 from training.errors import DataError
+from training.files import hold_lock, write_json
 from training.layout import CorpusLayout
 
-DOCUMENTS_PER_BATCH = 512
+LARGEST_SHORT_ID = 0xFFFF
 
-OnProgress = Callable[[int, int], None]
-"""Called with the documents and tokens that were added since the last call."""
+EncodeJobs = Callable[[Sequence[Job]], None]
+"""Encodes parts, in this process or in several, in any order; all are committed when it returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,73 +43,79 @@ class Prepared:
 
     manifest: Manifest
     is_new: bool
-    """False when a complete corpus with the same fingerprint was there already."""
+    """False when the corpus was there already, made of the same input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which parts one job of an array encodes."""
+
+    tasks: int
+    task: int
 
 
 def prepare_corpus(
-    data: DataConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    tokenizer_fingerprint: str,
-    on_progress: OnProgress = lambda documents, tokens: None,
+    data: DataConfig, tokenizer: TokenizerFacts, encode: EncodeJobs, listener: Listener
 ) -> Prepared:
-    """Write the corpus to ``data.path``, complete or not at all; keep one that is there already.
+    """Encode what is not yet encoded, and write the manifest; keep a corpus that is there already.
 
-    The same input gives the same bytes.
+    The same input gives the same bytes, for any number of processes. A corpus that was there stays whole until
+    the new manifest takes the old one's place; then the files that it does not name are removed.
 
     Raises:
-        DataError: A source is missing or damaged, or a split is empty.
+        DataError: A source is missing or damaged, or changed meanwhile, or a split is empty.
         ModelError: The tokenizer does not fit the documents.
         StorageError: The disk is full or refuses, or another process is writing the same corpus.
     """
-    root = Path(data.path)
-    traces = {name: trace_source(name, source) for name, source in data.sources.items()}
-    fingerprint = find_fingerprint(data, traces, tokenizer_fingerprint)
-    if (known := _find_whole(root)) is not None and known.fingerprint == fingerprint:
-        return Prepared(known, is_new=False)
-    with stage_folder(root) as staging:
-        layout = CorpusLayout(staging)
-        writers = {split: SplitWriter(layout, split, data.documents_per_shard) for split in SPLITS}
-        seen, without = _write_documents(data, tokenizer, writers, on_progress)
-        _check_splits(data, writers, seen)
-        manifest = Manifest(
-            format=FORMAT,
-            fingerprint=fingerprint,
-            tokenizer=tokenizer_fingerprint,
-            padding_id=find_padding(tokenizer),
-            sources={
-                name: SourceRecord(
-                    provenance=trace.content,
-                    licence=trace.licence,
-                    notes=trace.notes,
-                    documents=seen[name],
-                    without_targets=without[name],
-                )
-                for name, trace in traces.items()
-            },
-            splits={split: writer.finish() for split, writer in writers.items()},
-        )
+    layout = _check_folder(data)
+    with hold_lock(_lock_path(layout), busy=_busy(layout)):
+        parts = _plan(layout, data, tokenizer)
+        traces = {name: trace_source(name, source) for name, source in data.sources.items()}
+        recipe = _hash_recipe(data, tokenizer, parts, traces)
+        if (known := _find_whole(layout, recipe)) is not None:
+            return Prepared(known, is_new=False)
+        _encode_parts(layout, data, tokenizer, parts, encode, listener)
+        listener.enter("comparing the splits")
+        records = _read_finished(layout, parts)
+        manifest = assemble_manifest(data, tokenizer, records, traces)
         write_manifest(layout, manifest)
+        write_json(_recipe_path(layout), {"recipe": recipe, "fingerprint": manifest.fingerprint})
+        _remove_leftovers(layout, manifest, parts)
     return Prepared(manifest, is_new=True)
 
 
-def find_fingerprint(data: DataConfig, traces: dict[str, Provenance], tokenizer_fingerprint: str) -> str:
-    """Hash whatever the shards' bytes depend on; hexadecimal.
+def prepare_share(
+    data: DataConfig, tokenizer: TokenizerFacts, share: Share, encode: EncodeJobs, listener: Listener
+) -> tuple[int, int]:
+    """Encode one job's share of the parts and write no manifest; jobs of one array may run side by side.
 
-    Not ``long_documents``: it is decided when rows are packed, and never means tokenising again.
+    Returns:
+        The parts of this share, and all parts.
+
+    Raises:
+        DataError: A source is missing or damaged, or changed meanwhile.
+        ModelError: The tokenizer does not fit the documents.
+        StorageError: The disk is full or refuses, or the corpus is being finished at the same time.
     """
-    parts: dict[str, Any] = {
-        "format": FORMAT,
-        "data": data.model_dump(mode="json", exclude={"long_documents", "path"}),
-        "sources": {name: trace.content for name, trace in traces.items()},
-        "tokenizer": tokenizer_fingerprint,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    layout = _check_folder(data)
+    with hold_lock(_lock_path(layout), busy=_busy(layout), shared=True):
+        parts = _plan(layout, data, tokenizer)
+        mine = [part for place, part in enumerate(parts) if place % share.tasks == share.task]
+        _encode_parts(layout, data, tokenizer, mine, encode, listener)
+    return len(mine), len(parts)
 
 
-def find_split(family: str, held_out_fraction: float, seed: int) -> Split:
-    """Choose a family's split by its hash alone: data that is added later moves no family."""
-    digest = hashlib.blake2b(f"{seed}/{family}".encode(), digest_size=8).digest()
-    return "held_out" if int.from_bytes(digest, "big") < held_out_fraction * 2**64 else "train"
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> TokenizerFacts:
+    """Say what the corpus remembers of its tokenizer."""
+    template = tokenizer.chat_template
+    text = template if isinstance(template, str) or template is None else json.dumps(template, sort_keys=True)
+    largest = max(tokenizer.get_vocab().values())
+    return TokenizerFacts(
+        fingerprint=fingerprint,
+        chat_template=None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        padding_id=find_padding(tokenizer),
+        token_bytes=2 if largest <= LARGEST_SHORT_ID else 4,
+    )
 
 
 def find_padding(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -117,60 +124,121 @@ def find_padding(tokenizer: PreTrainedTokenizerBase) -> int:
     return padding if isinstance(padding, int) else 0
 
 
-def _write_documents(
-    data: DataConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    writers: dict[Split, SplitWriter],
-    on_progress: OnProgress,
-) -> tuple[Counter[str], Counter[str]]:
-    seen: Counter[str] = Counter()
-    without_targets: Counter[str] = Counter()
-    for document, encoded in _encode_all(data, tokenizer, on_progress):
-        seen[document.source] += 1
-        if not encoded.is_target.any():
-            without_targets[document.source] += 1
-            continue
-        writers[find_split(document.family, data.held_out_fraction, data.split_seed)].add(document, encoded)
-    return seen, without_targets
-
-
-def _encode_all(
-    data: DataConfig, tokenizer: PreTrainedTokenizerBase, on_progress: OnProgress
-) -> Iterator[tuple[Document, Encoded]]:
-    for name, source in data.sources.items():
-        documents = read_documents(name, source)
-        while batch := list(islice(documents, DOCUMENTS_PER_BATCH)):
-            encoded = encode_batch(batch, tokenizer)
-            on_progress(len(batch), sum(len(item.input_ids) for item in encoded))
-            yield from zip(batch, encoded, strict=True)
-
-
-def _check_splits(data: DataConfig, writers: dict[Split, SplitWriter], seen: Counter[str]) -> None:
-    for name in data.sources:
-        if not seen[name]:
-            raise DataError(f"data.sources.{name}: no documents; nothing can be learnt from an empty source")
-    kept = {split: writer.documents for split, writer in writers.items()}
-    if not sum(kept.values()):
+def _check_folder(data: DataConfig) -> CorpusLayout:
+    if "://" in data.path:
         raise DataError(
-            f"data.sources: none of {seen.total()} documents holds a target; nothing could be learnt"
+            f"data.path={data.path} is a URL; prepare into a folder, and name the URL as data.upload_to"
         )
-    for split, documents in kept.items():
-        if not documents:
-            families = sum(writer.families for writer in writers.values())
+    layout = CorpusLayout(Path(data.path))
+    is_corpus = layout.manifest.exists() or layout.parts.is_dir()
+    root = layout.root
+    if root.exists() and not is_corpus and (not root.is_dir() or any(root.iterdir())):
+        raise DataError(f"data.path={root} is there already and holds no corpus; choose another folder")
+    return layout
+
+
+def _plan(layout: CorpusLayout, data: DataConfig, tokenizer: TokenizerFacts) -> list[Part]:
+    return plan_parts(data.sources, _find_encoding(data, tokenizer), read_records(layout))
+
+
+def _find_encoding(data: DataConfig, tokenizer: TokenizerFacts) -> Encoding:
+    return Encoding(
+        tokenizer=tokenizer.fingerprint,
+        token_bytes=tokenizer.token_bytes,
+        control_tokens=data.control_tokens,
+        personal_data=data.personal_data,
+        held_out_fraction=data.held_out_fraction,
+        split_seed=data.split_seed,
+        tokens_per_shard=data.tokens_per_shard,
+    )
+
+
+def _encode_parts(
+    layout: CorpusLayout,
+    data: DataConfig,
+    tokenizer: TokenizerFacts,
+    parts: Sequence[Part],
+    encode: EncodeJobs,
+    listener: Listener,
+) -> None:
+    records = {part.key: read_record(layout, part) for part in parts}
+    todo = [part for part in parts if not records[part.key].is_finished]
+    if not todo:
+        return
+    total = sum(part.bytes for part in parts)
+    done = total - sum(part.bytes - records[part.key].bytes_done for part in todo)
+    listener.begin(total_bytes=total, done_bytes=done)
+    encoding = _find_encoding(data, tokenizer)
+    encode(
+        [
+            Job(root=layout.root, part=part, source=data.sources[part.source], encoding=encoding)
+            # The largest first: no process is left alone with one at the end.
+            for part in sorted(todo, key=lambda part: -part.bytes)
+        ]
+    )
+    still = {part.key for part in _plan(layout, data, tokenizer)}
+    for part in parts:
+        if part.key not in still:
             raise DataError(
-                f"the {split} split is empty: data.held_out_fraction={data.held_out_fraction} and "
-                f"data.split_seed={data.split_seed} put none of {families} families there; change one of them"
+                f"data.sources.{part.source}: {part.pieces[0].name} or one of its neighbours changed while it "
+                "was read; run the same command again"
             )
 
 
-def _find_whole(root: Path) -> Manifest | None:
-    layout = CorpusLayout(root)
-    if root.exists() and not layout.manifest.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DataError(f"data.path={root} is there already and holds no corpus; choose another folder")
+def _read_finished(layout: CorpusLayout, parts: Sequence[Part]) -> list[PartRecord]:
+    records = [read_record(layout, part) for part in parts]
+    if any(not record.is_finished for record in records):
+        raise DataError(f"{layout.root}: a shard vanished while the corpus was made; run the same command again")
+    return records
+
+
+def _hash_recipe(
+    data: DataConfig, tokenizer: TokenizerFacts, parts: Sequence[Part], traces: Mapping[str, Provenance]
+) -> str:
+    """Hash whatever the manifest depends on."""
+    values = {
+        "format": FORMAT,
+        "parts": [part.key for part in parts],
+        "sources": {name: (trace.content, trace.licence) for name, trace in traces.items()},
+        "duplicates": data.duplicates.model_dump(mode="json"),
+        "tokenizer": asdict(tokenizer),
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _find_whole(layout: CorpusLayout, recipe: str) -> Manifest | None:
     try:
-        manifest = read_manifest(root)
-        for split in SPLITS:
-            Corpus(root, split, manifest).verify()
-    except DataError:
+        made = json.loads(_recipe_path(layout).read_bytes())
+        manifest = read_manifest(layout.root)
+    except (OSError, ValueError, DataError):
         return None
-    return manifest
+    if made != {"recipe": recipe, "fingerprint": manifest.fingerprint}:
+        return None
+    return manifest if all(is_whole(layout.root, record) for record in _list_files(manifest)) else None
+
+
+def _list_files(manifest: Manifest) -> list[FileRecord]:
+    return [
+        record for split in manifest.splits.values() for record in (split.lengths, *split.shards)
+    ]
+
+
+def _remove_leftovers(layout: CorpusLayout, manifest: Manifest, parts: Sequence[Part]) -> None:
+    named = {Path(record.file).name for record in _list_files(manifest)}
+    records = {f"{part.key}.json" for part in parts} | {_lock_path(layout).name, _recipe_path(layout).name}
+    for folder, kept in ((layout.shards, named), (layout.index, named), (layout.parts, records)):
+        for path in folder.iterdir():
+            if path.name not in kept and path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def _lock_path(layout: CorpusLayout) -> Path:
+    return layout.parts / "lock"
+
+
+def _recipe_path(layout: CorpusLayout) -> Path:
+    return layout.parts / "recipe"
+
+
+def _busy(layout: CorpusLayout) -> str:
+    return f"{layout.root}: another `metier prepare` is writing it; wait for it to end"

@@ -31,6 +31,9 @@ class Messages:
 
     messages: tuple[Message, ...]
 
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Definitions of the functions the assistant may call, for the chat template's ``tools``."""
+
 
 @dataclass(frozen=True, slots=True)
 class PromptCompletion:

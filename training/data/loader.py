@@ -1,4 +1,8 @@
-"""One rank's share of the samples, as batches, one optimizer step ahead of the loop."""
+"""One rank's share of the samples, as batches, one optimizer step ahead of the loop.
+
+A thread and no worker processes: tokens lie ready on the disk, so that there is nothing to compute that a
+second core is needed for, and no process that could die unnoticed, with its own copy of everything.
+"""
 
 import queue
 import threading
@@ -7,14 +11,19 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
+import torch
+
 from training.batch import BatchPlan
 from training.config.schema import RunConfig
-from training.data.order import SampleOrder
-from training.data.packing import LongDocuments, Packing, plan_packing
-from training.data.reader import Corpus, open_corpus
-from training.data.rows import build_batch
+from training.data.ahead import Order, Upcoming
+from training.data.order import build_order
+from training.data.plan import open_plan
+from training.data.reader import Corpus
+from training.data.rows import RowPlan, RowReader, cut_batch
 from training.model.inputs import Batch
-from training.ranks import Ranks
+
+BLOCK_TOKENS = 1 << 17
+"""Steps are read together up to about this many tokens, so that each shard is visited once for all of them."""
 
 CLOSE_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 0.1
@@ -23,44 +32,41 @@ POLL_SECONDS = 0.1
 class BatchStream:
     """Yields, per optimizer step, ``gradient_accumulation_steps`` batches for one rank; never ends.
 
-    The samples of a step are the ``global_batch_size`` positions from ``samples_seen``, whatever the
-    number of ranks: pass m of rank r reads ``samples_seen + (m * world_size + r) * micro_batch_size``
-    and the micro_batch_size - 1 that follow.
+    The samples of a step are those of ``order.batch(samples_seen)``, whatever the number of ranks. Pass m of
+    a rank takes the ``micro_batch_size`` of them from ``plan.first_sample(rank, m)`` on.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a stream is made of
         self,
         corpus: Corpus,
         plan: BatchPlan,
-        packing: Packing,
-        order: SampleOrder,
+        rows: RowPlan,
+        order: Order,
         *,
         rank: int,
         samples_seen: int = 0,
+        ahead_steps: int = 0,
     ) -> None:
         """Start reading at position ``samples_seen``, in a thread."""
-        self._corpus = corpus
-        self._plan = plan
-        self._order = order
-        self._rank = rank
-        self.packing = packing
+        self.rows = rows
+        self.order = order
         self.samples_seen = samples_seen
         """The state: the position that the next step begins with."""
 
         self.data_wait_seconds = 0.0
         """How long the last step had to wait for its batches."""
 
-        self._block_starts = [sum(packing.block_rows[:block]) for block in range(len(packing.block_rows))]
-        self._ahead: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=1)
+        self._plan = plan
+        self._reader = RowReader(corpus=corpus, plan=rows, sequence_length=plan.sequence_length)
+        self._upcoming = Upcoming(
+            corpus, order, plan, rank=rank, position=samples_seen, ahead_steps=ahead_steps
+        )
+        self._pin = torch.cuda.is_available()
+        self._ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=1)
         self._closing = threading.Event()
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._read, args=(samples_seen,), name="loader", daemon=True)
+        self._thread = threading.Thread(target=self._read, name="loader", daemon=True)
         self._thread.start()
-
-    @property
-    def samples_per_epoch(self) -> int:
-        """Rows in one pass over the corpus."""
-        return self._order.samples_per_epoch
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Iterate from where the stream is."""
@@ -71,14 +77,13 @@ class BatchStream:
 
         Raises:
             DataError: A shard is missing or damaged (raised in the thread, handed over here).
+            StorageError: A shard cannot be fetched, or the cache's disk is full.
             StopIteration: The stream was closed.
         """
         if self._failure is not None:
             raise self._failure
-        if self._closing.is_set():
-            raise StopIteration
         begin = time.monotonic()
-        item = self._ahead.get()
+        item = self._wait()
         self.data_wait_seconds = time.monotonic() - begin
         if isinstance(item, BaseException):
             self._failure = item
@@ -87,8 +92,9 @@ class BatchStream:
         return item
 
     def close(self) -> None:
-        """End the thread; safe to call twice."""
+        """End the thread; safe to call twice, and while another thread waits in ``next``."""
         self._closing.set()
+        self._upcoming.close()
         if self._thread is not threading.current_thread():
             self._thread.join(CLOSE_TIMEOUT_SECONDS)
 
@@ -102,81 +108,74 @@ class BatchStream:
         """Close the stream."""
         self.close()
 
-    def _read(self, position: int) -> None:
+    def _wait(self) -> list[Batch] | BaseException:
+        while not self._closing.is_set():
+            alive = self._thread.is_alive()  # asked first: what it put before its end is found below
+            try:
+                return self._ready.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if not alive:
+                    return RuntimeError("the loader's thread ended without a word; please report this")
+        raise StopIteration
+
+    def _read(self) -> None:
         try:
+            steps = 1  # the first step is wanted now, the others when it is being trained on
             while not self._closing.is_set():
-                self._put(self._build_step(position))
-                position += self._plan.global_batch_size
+                self._read_block(steps)
+                steps = max(1, BLOCK_TOKENS // (self._plan.samples_per_rank * self._plan.sequence_length))
         except BaseException as error:
             self._put(error)
+
+    def _read_block(self, most_steps: int) -> None:
+        plan = self._plan
+        shards, rows = self._upcoming.take(most_steps)
+        block = self._reader.read(shards, rows)
+        for first in range(0, len(rows), plan.samples_per_rank):
+            ends = range(first, first + plan.samples_per_rank, plan.micro_batch_size)
+            self._put([cut_batch(block, start, plan.micro_batch_size, pin=self._pin) for start in ends])
 
     def _put(self, item: list[Batch] | BaseException) -> None:
         while not self._closing.is_set():
             try:
-                self._ahead.put(item, timeout=POLL_SECONDS)
+                self._ready.put(item, timeout=POLL_SECONDS)
             except queue.Full:
                 continue
             return
 
-    def _build_step(self, position: int) -> list[Batch]:
-        plan = self._plan
-        size = plan.micro_batch_size
-        batches = []
-        for micro in range(plan.gradient_accumulation_steps):
-            first = position + (micro * plan.world_size + self._rank) * size
-            rows = [
-                [self._corpus.tokens(*piece) for piece in self.packing.row(self._find_row(first + index))]
-                for index in range(size)
-            ]
-            batches.append(build_batch(rows, plan.sequence_length, self._corpus.padding_id))
-        return batches
-
-    def _find_row(self, position: int) -> int:
-        sample = self._order.at(position)
-        return self._block_starts[sample.block] + sample.row
-
-
-def plan_rows(corpus: Corpus, sequence_length: int, long_documents: LongDocuments) -> Packing:
-    """Pack a corpus into rows; the same plan on every rank.
-
-    Raises:
-        DataError: A document is longer than a row and ``long_documents`` is ``refuse``.
-    """
-    return plan_packing(
-        corpus.lengths, sequence_length, long_documents, name_of=lambda index: corpus.encoded(index).id
-    )
-
 
 def build_stream(
-    corpus: Corpus,
-    plan: BatchPlan,
-    *,
-    long_documents: LongDocuments,
-    seed: int,
-    rank: int,
-    samples_seen: int,
+    corpus: Corpus, plan: BatchPlan, config: RunConfig, *, rank: int, samples_seen: int
 ) -> BatchStream:
-    """Pack the corpus, order its rows by ``seed``, and stream this rank's share from ``samples_seen`` on.
+    """Pack the corpus, order its rows, and stream this rank's share from ``samples_seen`` on.
+
+    Args:
+        corpus: The training split.
+        plan: How a global batch is cut.
+        config: Of it, what happens to long documents, the mixture, the seed, the steps, and the loader.
+        rank: Whose share.
+        samples_seen: A multiple of the global batch size.
 
     Raises:
-        DataError: As ``plan_rows``.
+        DataError: A document is longer than a row and ``data.long_documents`` is ``refuse``, or the mixture
+            names what the corpus does not have.
+        StorageError: The plan cannot be kept.
     """
-    packing = plan_rows(corpus, plan.sequence_length, long_documents)
-    order = SampleOrder(block_sizes=packing.block_rows, seed=seed)
-    return BatchStream(corpus, plan, packing, order, rank=rank, samples_seen=samples_seen)
-
-
-def open_batches(config: RunConfig, plan: BatchPlan, ranks: Ranks, *, samples_seen: int) -> BatchStream:
-    """Stream this rank's share of the run's corpus from position ``samples_seen`` on.
-
-    Raises:
-        DataError: There is no complete corpus, or as ``plan_rows``.
-    """
-    return build_stream(
-        open_corpus(config.data.path, "train"),
-        plan,
-        long_documents=config.data.long_documents,
+    rows = open_plan(corpus, plan.sequence_length, config.data.long_documents)
+    order = build_order(
+        corpus.record,
+        rows,
+        config.data.mixture,
         seed=config.seed,
-        rank=ranks.rank,
+        global_batch_size=plan.global_batch_size,
+        max_steps=config.loop.max_steps,
+    )
+    return BatchStream(
+        corpus,
+        plan,
+        rows,
+        order,
+        rank=rank,
         samples_seen=samples_seen,
+        ahead_steps=config.loader.ahead_steps,
     )

@@ -2,81 +2,181 @@
 
 A *position* counts samples over the whole run, across all ranks and epochs. The order does
 not depend on the number of ranks, so the state of the data stream is one integer, and a run
-resumes on another number of GPUs without repeating or skipping a sample. An epoch is all samples
-once; the next follows at once, in the middle of a global batch where it falls there.
+resumes on another number of GPUs without repeating or skipping a sample.
+
+A *stream* is all shards, or those of one source; the mixture says how many samples of each are in a global
+batch. An epoch of a stream is a line: its shards in a shuffled order, the rows shuffled within each, both anew
+every epoch. The line is cut into lanes, contiguous pieces; a global batch takes its samples from all over the
+line and lists them by their lanes. A node reads the same contiguous piece of each global batch, so about
+the same piece of the line: with N nodes, about 1/N of the shards (``docs/data.md`` has the bound).
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from training.errors import DataError
+from training.config.sources import MixtureConfig
+from training.data.manifest import SplitRecord
+from training.data.mixture import EVERYTHING, Mixture, build_mixture
+from training.data.plan import RowPlan
+from training.data.shuffle import Integers, hash_keys, permute, shuffled, spread_order
 
-Indices = npt.NDArray[np.int64]
+MIN_LANES = 64
+"""Lanes of a stream, at least: a batch of few samples still mixes much of the line within a few steps."""
+
+LAYOUTS_KEPT = 4
+"""Orders of the shards, one per epoch, that are kept for the next batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRef:
-    """Where one sample lies: the ``row``-th row of block number ``block``."""
+    """Where one sample lies: the ``row``-th row of shard number ``shard``."""
 
     epoch: int
-    block: int
+    shard: int
     row: int
 
 
-@dataclass(frozen=True, slots=True)
-class SampleOrder:
-    """Blocks in a shuffled order, rows shuffled within each; both anew every epoch.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Samples:
+    """The samples of one global batch, in the order in which they are dealt to the ranks."""
 
-    Only the permutation of the blocks at hand is held: memory does not grow with the corpus.
+    shards: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int32]
+    epochs: npt.NDArray[np.int32]
+    """int32 [global_batch_size] each; the epoch is that of the sample's stream."""
+
+
+class Lanes:
+    """Cuts an epoch's line of ``samples`` places into lanes, and says in which order places are visited.
+
+    ``spread`` samples that follow each other come from ``spread`` different sections of the line; a section is
+    ``depth`` lanes that take turns. All in closed form: place and section of any sample, none stored.
     """
 
-    block_sizes: tuple[int, ...]
-    """Samples in each block."""
+    def __init__(self, samples: int, spread: int) -> None:
+        """Choose the number of lanes: at least ``MIN_LANES`` where there are as many samples."""
+        self.spread = min(spread, samples)
+        depth = max(1, -(-MIN_LANES // self.spread))
+        self.depth = max(1, min(depth, samples // self.spread))
+        self.lanes = self.spread * self.depth
+        self._section_of = spread_order(self.spread)
+        self._size, rest = divmod(samples, self.lanes)
+        # The first `rest` lanes to be visited have one place more.
+        self._long_turns, self._long_sections = divmod(rest, self.spread)
+        is_long = np.argsort(self._section_of) < self._long_sections
+        self._long_before = np.cumsum(is_long) - is_long
 
-    seed: int
+    def visit(self, offsets: Integers) -> tuple[Integers, Integers]:
+        """Find the place in the line and the section, int64 [n] each, of the epoch's samples ``offsets``."""
+        first, number = np.divmod(offsets, self.spread)
+        index, turn = np.divmod(first, self.depth)
+        section = self._section_of[number]
+        longer_before = (
+            section * self._long_turns
+            + self._long_before[section]
+            + np.minimum(turn, self._long_turns)
+            + ((turn > self._long_turns) & (number < self._long_sections))
+        )
+        lane = section * self.depth + turn
+        return lane * self._size + longer_before + index, section
 
-    def __post_init__(self) -> None:
-        """An empty block would have no row to find."""
-        if not self.block_sizes or min(self.block_sizes) < 1:
-            raise DataError(f"every block needs a sample, got block sizes {self.block_sizes}")
+
+class SampleStream:
+    """The samples of some shards, epoch after epoch."""
+
+    def __init__(self, name: str, shards: Integers, rows: Integers, *, seed: int, spread: int) -> None:
+        """Take ``shards`` int64 [s] and the rows of each, int64 [s], all positive."""
+        self.samples = int(rows.sum())
+        self.lanes = Lanes(self.samples, spread)
+        self._shards, self._rows = shards, rows
+        self._key = f"{seed}/{name}"
+        self._layout = lru_cache(maxsize=LAYOUTS_KEPT)(self._lay_out)
+
+    def find(self, numbers: Integers) -> tuple[Integers, Integers, Integers, npt.NDArray[np.float64]]:
+        """Find samples int64 [n]: epoch, shard and row of each, and where in the line, 0..1, its section is."""
+        epochs, offsets = np.divmod(numbers, self.samples)
+        places, sections = self.lanes.visit(offsets)
+        slots = np.empty_like(places)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            order, ends = self._layout(epoch)
+            found = np.searchsorted(ends, places[here], side="right")
+            slots[here] = order[found]
+            places[here] -= ends[found]
+        counts, shards = self._rows[slots], self._shards[slots]
+        rows = permute(places + counts, counts, hash_keys(self._key, epochs, shards))
+        return epochs, shards, rows, (sections + 0.5) / self.lanes.spread
+
+    def _lay_out(self, epoch: int) -> tuple[Integers, Integers]:
+        order = shuffled(len(self._rows), f"{self._key}/{epoch}")
+        return order, np.cumsum(self._rows[order])
+
+
+class SampleOrder:
+    """The samples of every global batch of a run. Memory grows with the shards, not with the samples."""
+
+    def __init__(self, streams: tuple[SampleStream, ...], mixture: Mixture, global_batch_size: int) -> None:
+        """Take one stream for each of ``mixture.streams``."""
+        self.mixture = mixture
+        self.global_batch_size = global_batch_size
+        self._streams = streams
 
     @property
     def samples_per_epoch(self) -> int:
-        """Samples in one pass over the corpus."""
-        return sum(self.block_sizes)
+        """Rows of the streams together: a whole pass where there is one, a measure where they are mixed."""
+        return sum(stream.samples for stream in self._streams)
+
+    def batch(self, position: int) -> Samples:
+        """Find the samples of the global batch that begins at ``position``, a multiple of its size."""
+        before = self.mixture.counts(position)
+        after = self.mixture.counts(position + self.global_batch_size)
+        parts = [
+            stream.find(np.arange(first, last, dtype=np.int64))
+            for stream, first, last in zip(self._streams, before, after, strict=True)
+            if last > first
+        ]
+        epochs, shards, rows, sections = (np.concatenate(column) for column in zip(*parts, strict=True))
+        # Equal sections stay in the order of streams and of samples.
+        dealt = np.argsort(sections, kind="stable")
+        return Samples(
+            shards=shards[dealt].astype(np.int32),
+            rows=rows[dealt].astype(np.int32),
+            epochs=epochs[dealt].astype(np.int32),
+        )
 
     def at(self, position: int) -> SampleRef:
         """Find the sample at ``position``."""
-        epoch, offset = divmod(position, self.samples_per_epoch)
-        blocks, ends = _layout(self.block_sizes, self.seed, epoch)
-        slot = int(np.searchsorted(ends, offset, side="right"))
-        block = int(blocks[slot])
-        size = self.block_sizes[block]
-        rows = _shuffled_cached(size, f"{self.seed}/{epoch}/{block}")
-        return SampleRef(epoch, block, int(rows[offset - int(ends[slot]) + size]))
+        place = position % self.global_batch_size
+        samples = self.batch(position - place)
+        columns = (samples.epochs, samples.shards, samples.rows)
+        return SampleRef(*(int(column[place]) for column in columns))
 
 
-def shuffled(count: int, key: str) -> Indices:
-    """Permute 0..count-1; the same permutation for the same key on every machine and numpy version.
+def build_order(
+    record: SplitRecord,
+    plan: RowPlan,
+    mixture: MixtureConfig,
+    *,
+    seed: int,
+    global_batch_size: int,
+    max_steps: int,
+) -> SampleOrder:
+    """Build the order of a run over the packed rows of ``record``'s shards.
 
-    Sorts raw Philox words rather than calling Generator.permutation: numpy keeps the raw stream the
-    same in every version and Generator's not (NEP 19), and a checkpoint may outlive a numpy release.
+    Raises:
+        DataError: A source of the mixture has no row.
     """
-    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-    words = np.random.Philox(key=int.from_bytes(digest, "big")).random_raw(count)
-    return np.argsort(words, kind="stable")
-
-
-@lru_cache(maxsize=2)
-def _layout(sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[Indices, Indices]:
-    blocks = shuffled(len(sizes), f"{seed}/{epoch}")
-    return blocks, np.cumsum(np.asarray(sizes, dtype=np.int64)[blocks])
-
-
-@lru_cache(maxsize=4)
-def _shuffled_cached(count: int, key: str) -> Indices:
-    return shuffled(count, key)
+    mixed = build_mixture(
+        mixture, plan.by_source, global_batch_size=global_batch_size, max_steps=max_steps
+    )
+    sources = np.asarray([shard.source for shard in record.shards])
+    replayed = mixture.replay.source if mixture.replay else None
+    streams: list[SampleStream] = []
+    for name, spread in zip(mixed.streams, mixed.most_per_batch(global_batch_size), strict=True):
+        chosen = sources != replayed if name == EVERYTHING else sources == name
+        shards = np.flatnonzero(chosen & (plan.shard_rows > 0))
+        streams.append(SampleStream(name, shards, plan.shard_rows[shards], seed=seed, spread=spread))
+    return SampleOrder(tuple(streams), mixed, global_batch_size)

@@ -120,7 +120,7 @@ def find_key(name: str, source: SourceConfig, encoding: Encoding, pieces: Sequen
         "encoding": {**asdict(encoding), "personal_data": encoding.personal_data.model_dump(mode="json")},
         "pieces": [asdict(piece) for piece in pieces],
     }
-    return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True))
+    return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 
 def start_record(part: Part) -> PartRecord:

@@ -12,8 +12,14 @@ REUSE = 3
 TRIPLE_TRIES = 4
 """First pieces that are tried when three shall fill a row to its last token."""
 
+FEW_LENGTHS = 12
+"""So few lengths that fit are tried in all their sums; among more, the longest is nearly always as good."""
+
 REACH_STEPS = 24
-"""Pieces that the search for the fullest row adds up, at most: it is the last resort."""
+"""Pieces that are added up in those sums, at most."""
+
+FAR = 3
+"""More room than so many of the next piece: it goes in, there will still be a choice of pairs."""
 
 
 def find_patterns(
@@ -52,18 +58,21 @@ class _Waiting:
 
     def fill_row(self) -> list[int]:
         """Choose and take the pieces of one row."""
-        left = self._room
+        counts, left = self._counts, self._room
         longest = self.present.bit_length() - 1
         size = longest if 2 * longest >= left else self._choose(left)
         row: list[int] = []
         while size:
             row.append(size)
             left -= size
-            self._counts[size] -= 1
-            if not self._counts[size]:
+            counts[size] -= 1
+            if not counts[size]:
                 self.present ^= 1 << size
                 self._mirror ^= 1 << (self._longest - size)
-            size = self._choose(left)
+            if left <= self._longest and counts[left]:
+                size = left  # at left == 0 as well: nothing is of length 0
+            else:
+                size = self._choose(left) if left else 0
         return row
 
     def repeat(self, row: list[int]) -> int:
@@ -78,21 +87,19 @@ class _Waiting:
         return more
 
     def _choose(self, left: int) -> int:
-        """Choose the next length of a row with ``left`` tokens of room; 0 when none fits."""
-        if self.present >> left & 1:
-            return left
-        fits = self.present & ((1 << left) - 1)
-        if not fits:
-            return 0
-        wanted = self._mixture.pop() if self._mixture else fits.bit_length() - 1
-        if left > 3 * wanted:
-            return _nearest(fits, wanted)
-        pairs = fits & self._partners(left)
+        """Choose the next length of a row with ``left`` tokens of room, which no piece fills alone."""
+        present = self.present
+        wanted = self._mixture.pop() if self._mixture else 1
+        if left > FAR * wanted:
+            size = _nearest(present, wanted)
+            return size if 0 < size < left else 0  # nothing waits: -1
+        pairs = present & self._partners(left)
         if not left & 1 and pairs >> (left // 2) & 1 and self._counts[left // 2] == 1:
             pairs ^= 1 << (left // 2)  # its partner would be itself
         if pairs:
             return _nearest(pairs, wanted)
-        return self._find_first_of_three(fits, left) or self._find_fullest(fits, left)
+        fits = present & ((1 << left) - 1)
+        return self._find_first_of_three(fits, left) or self._find_fullest(fits, left) if fits else 0
 
     def _partners(self, total: int) -> int:
         """Give, as bits, the lengths that one waiting piece makes up to ``total``."""
@@ -104,17 +111,17 @@ class _Waiting:
             return 0
         for wanted in self._mixture[-TRIPLE_TRIES:]:
             size = _nearest(fits, wanted)
-            if fits & self._partners(left - size):
+            if self.present & self._partners(left - size):
                 return size
         return 0
 
     def _find_fullest(self, fits: int, left: int) -> int:
-        """Choose a piece of the largest sum up to ``left``, over the longest of the lengths that fit."""
+        """Choose a piece of the largest sum up to ``left``; the longest where there is much to choose from."""
         longest = fits.bit_length() - 1
-        if 2 * _lowest(fits) > left:
+        if fits.bit_count() > FEW_LENGTHS or 2 * _lowest(fits) > left:
             return longest
         lengths: list[int] = []
-        while fits and len(lengths) < REACH_STEPS // 2:
+        while fits:
             lengths.append(fits.bit_length() - 1)
             fits ^= 1 << lengths[-1]
         sums, mask = 1, (2 << left) - 1  # bit s: pieces that add up to s wait

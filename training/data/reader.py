@@ -7,18 +7,18 @@ import threading
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from training.config.schema import LoaderConfig
+from training.data.access import CachedFiles, Files, FilesInPlace
 from training.data.cache import FileCache, NoRoomError
-from training.data.manifest import FileRecord, Manifest, Split, SplitRecord, parse_manifest, read_manifest
+from training.data.manifest import Manifest, Split, SplitRecord, parse_manifest, read_manifest
+from training.data.mapped import Shard, StoredDocument
 from training.data.remote import Origin, is_url
-from training.data.shard import Shard, StoredDocument
-from training.errors import ConfigError, DataError
+from training.errors import ConfigError, DataError, StorageError
 from training.layout import CorpusLayout
 
 MOST_OPEN_SHARDS = 128
@@ -28,114 +28,6 @@ MOST_RESIDENT_BYTES = 48 << 20
 """Pages of shards that stay in this process's memory; then they are given back to the page cache."""
 CACHE_SHARE = 64
 """A process holds open, and so keeps from eviction, 1 / CACHE_SHARE of the cache and the shard it reads."""
-
-_HASHED_AT_ONCE = 1 << 20
-
-
-class Files(Protocol):
-    """How a corpus's files are reached."""
-
-    def open(self, record: FileRecord) -> int:
-        """Open a file that is what its record says; gives a descriptor."""
-
-    def is_here(self, record: FileRecord) -> bool:
-        """Whether ``open`` would give it at once."""
-
-    def fetch(self, record: FileRecord) -> None:
-        """Bring it here, for an ``open`` that comes later."""
-
-    def place(self, record: FileRecord) -> str:
-        """Name it in messages."""
-
-
-class FilesInPlace:
-    """Files of a corpus on a disk of this machine, read where they lie."""
-
-    def __init__(self, root: Path) -> None:
-        """Open nothing yet."""
-        self._root = root
-        self._verified: set[str] = set()
-
-    def open(self, record: FileRecord) -> int:
-        """Open a file; verified the first time.
-
-        Raises:
-            DataError: It is missing or damaged.
-        """
-        path = self._root / record.file
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); run `metier prepare` to write it again"
-            ) from None
-        if record.checksum not in self._verified:
-            if not _is_whole(descriptor, record):
-                os.close(descriptor)
-                raise DataError(
-                    f"{path}: damaged, its checksum is not the manifest's; remove it and run "
-                    "`metier prepare` to write it again"
-                )
-            self._verified.add(record.checksum)
-        return descriptor
-
-    def is_here(self, record: FileRecord) -> bool:
-        """Always: there is no other place to wait for."""
-        return True
-
-    def fetch(self, record: FileRecord) -> None:
-        """Nothing to do."""
-
-    def place(self, record: FileRecord) -> str:
-        """Its path."""
-        return str(self._root / record.file)
-
-
-class CachedFiles:
-    """Files of a corpus that lies elsewhere, copied into the node's cache as they are needed."""
-
-    def __init__(self, cache: FileCache, origin: Origin) -> None:
-        """Fetch nothing yet."""
-        self.cache = cache
-        self.origin = origin
-        self._verified: set[str] = set()
-
-    def open(self, record: FileRecord) -> int:
-        """Open a file, fetched where it is not here; verified the first time, fetched again if damaged.
-
-        Raises:
-            DataError: It is missing at its origin, or damaged there.
-            StorageError: It cannot be fetched, or not be kept.
-        """
-        for _ in range(2):
-            descriptor = self.cache.open(record, self.origin)
-            if record.checksum in self._verified or _is_whole(descriptor, record):
-                self._verified.add(record.checksum)
-                return descriptor
-            os.close(descriptor)
-            self.cache.discard(record)
-        raise DataError(
-            f"{self.cache.path(record)}: damaged again after it was fetched anew; the disk of "
-            "loader.cache_path loses what is written to it: use another"
-        )
-
-    def is_here(self, record: FileRecord) -> bool:
-        """Whether the cache holds it."""
-        return self.cache.holds(record)
-
-    def fetch(self, record: FileRecord) -> None:
-        """Bring it into the cache.
-
-        Raises:
-            DataError: As ``open``.
-            StorageError: As ``open``.
-        """
-        self.cache.fetch(record, self.origin)
-
-    def place(self, record: FileRecord) -> str:
-        """Where it comes from."""
-        return self.origin.place(record.file)
-
 
 class Corpus:
     """One split of a prepared corpus. Documents are numbered through all shards, in manifest order."""
@@ -178,13 +70,10 @@ class Corpus:
             DataError: The file is missing or damaged.
             StorageError: It cannot be fetched.
         """
-        record = self.record.lengths
-        with self._opening, os.fdopen(self.files.open(record), "rb") as stream:
-            shape, _, dtype = _read_npy_header(stream)
-            begin = stream.tell()
+        with os.fdopen(self.files.open(self.record.lengths), "rb") as stream:
+            begin = _skip_npy_header(stream)
             mapped = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
-        lengths: npt.NDArray[np.int32] = np.frombuffer(mapped, dtype, count=int(np.prod(shape)), offset=begin)
-        return lengths
+        return np.frombuffer(mapped, dtype=np.int32, offset=begin)
 
     def shard(self, index: int) -> Shard:
         """Open shard ``index``; it stays open while it is among those used last.
@@ -263,24 +152,16 @@ def open_corpus(path: str | Path, split: Split, loader: LoaderConfig | None = No
         ConfigError: A URL without ``loader``.
     """
     root = str(path)
-    if not is_url(root) and (loader is None or loader.cache_path is None):
-        folder = Path(root)
-        layout = CorpusLayout(folder)
-        manifest = read_manifest(folder)
-        plans = layout.plans if _may_write(layout) else _default_cache() / "plans" / manifest.fingerprint
-        return Corpus(root, split, manifest, FilesInPlace(folder), plans)
+    local = None if is_url(root) else CorpusLayout(Path(root))
+    if local is not None and (loader is None or loader.cache_path is None):
+        manifest = read_manifest(local.root)
+        return Corpus(root, split, manifest, FilesInPlace(local.root), _plans(local, manifest, None))
     if loader is None:
-        raise ConfigError(f"data.path={root} is a URL; it is read through a cache, so `loader` is needed")
+        raise ConfigError(f"data.path={root} is a URL: it is read through a cache, which needs settings")
+    cache = FileCache(Path(loader.cache_path) if loader.cache_path else _own_folder(), loader.cache_bytes)
     origin = Origin(root=root, attempts=loader.fetch_attempts)
-    cache = FileCache(
-        Path(loader.cache_path) if loader.cache_path else _default_cache(), limit_bytes=loader.cache_bytes
-    )
-    name = CorpusLayout(Path()).manifest.name
-    manifest = parse_manifest(origin.read_bytes(name), root)
-    plans = cache.folder / "plans" / manifest.fingerprint
-    if not is_url(root) and _may_write(CorpusLayout(Path(root))):
-        plans = CorpusLayout(Path(root)).plans
-    return Corpus(root, split, manifest, CachedFiles(cache, origin), plans)
+    manifest = parse_manifest(origin.read_bytes(CorpusLayout(Path()).manifest.name), root)
+    return Corpus(root, split, manifest, CachedFiles(cache, origin), _plans(local, manifest, cache.folder))
 
 
 def check_tokenizer(manifest: Manifest, fingerprint: str, path: str) -> None:
@@ -296,5 +177,33 @@ def check_tokenizer(manifest: Manifest, fingerprint: str, path: str) -> None:
         )
 
 
-def _default_cache() -> Path:
-    return Path(tempfile.gettempdir()) / f"metier-cache-{os.getuid()}"
+def _plans(local: CorpusLayout | None, manifest: Manifest, cache: Path | None) -> Path:
+    """Keep packing plans beside the corpus, else (a URL, a folder that is not ours) on this node."""
+    if local is not None and os.access(local.plans if local.plans.exists() else local.root, os.W_OK):
+        return local.plans
+    return (cache or _own_folder()) / "plans" / manifest.fingerprint
+
+
+def _own_folder() -> Path:
+    """Make this user's folder among the system's temporary ones.
+
+    Raises:
+        StorageError: It cannot be made, or somebody else was there first.
+    """
+    folder = Path(tempfile.gettempdir()) / f"metier-cache-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        owner = folder.stat().st_uid
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made ({error.strerror}); set loader.cache_path") from None
+    if owner != os.getuid():
+        raise StorageError(f"{folder}: belongs to another user; set loader.cache_path to a folder of your own")
+    return folder
+
+
+def _skip_npy_header(stream: BinaryIO) -> int:
+    """Give the place of an .npy file's first value (numpy.lib.format); what it holds is ours to know."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read(stream)
+    return stream.tell()

@@ -24,6 +24,7 @@ from training.data.personal import redact_document
 from training.data.read import Skipped, read_piece
 from training.data.shards import MAX_TOKENS, write_shard
 from training.data.tally import Tally, add_tallies
+from training.files import hold_lock
 from training.layout import CorpusLayout
 
 BATCH_DOCUMENTS = 512
@@ -74,9 +75,15 @@ def encode_part(job: Job, encoder: BatchEncoder, listener: Listener) -> None:
         ModelError: The tokenizer does not fit the documents.
         StorageError: The disk is full or refuses.
     """
-    record = read_record(CorpusLayout(job.root), job.part)
-    if record.is_finished:
-        return
+    layout = CorpusLayout(job.root)
+    busy = f"{job.root}: another `metier prepare` encodes the same part of the input; wait for it to end"
+    with hold_lock(layout.parts / f"{job.part.key}.lock", busy=busy):
+        record = read_record(layout, job.part)
+        if not record.is_finished:
+            _encode_rest(job, record, encoder, listener)
+
+
+def _encode_rest(job: Job, record: PartRecord, encoder: BatchEncoder, listener: Listener) -> None:
     segment = _Segment(job.encoding)
     for place in range(record.piece, len(job.part.pieces)):
         piece = job.part.pieces[place]

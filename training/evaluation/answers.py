@@ -32,7 +32,7 @@ class Question:
 
 def ask(document: EvaluationDocument, tokenizer: PreTrainedTokenizerBase) -> Question:
     """Turn a document into a question; of a chat with several answers the first is asked."""
-    ids, is_target = document.encoded.input_ids, document.encoded.is_target
+    ids, is_target = document.input_ids, document.is_target
     first = int(np.argmax(is_target))
     rest = np.flatnonzero(~is_target[first:])
     answer = ids[first : first + int(rest[0]) if rest.size else None]

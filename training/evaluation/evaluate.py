@@ -16,8 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from training.checkpoint.load import check_corpus, find_checkpoint, read_step
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
-from training.data.manifest import read_manifest
-from training.data.reader import check_tokenizer
+from training.data.reader import check_tokenizer, open_corpus
 from training.evaluation.answers import Question, ask
 from training.evaluation.material import Material, gather_material
 from training.evaluation.measure import Measurement, measure
@@ -43,17 +42,17 @@ def evaluate(layout: RunLayout) -> None:
         CheckpointError: The run has no checkpoint yet.
         DataError: The corpus is missing, or was prepared with another tokenizer.
         ModelError: The model is missing.
-        StorageError: The report cannot be written.
+        StorageError: The corpus cannot be fetched, or the report not be written.
     """
     started = time.perf_counter()
     config = read_frozen(layout.config)
     checkpoint = find_checkpoint(layout, None)
-    manifest = read_manifest(Path(config.data.path))
+    corpus = open_corpus(config.data.path, "held_out", config.loader)
     tokenizer = load_tokenizer(config.model)
-    check_tokenizer(manifest, tokenizer_fingerprint(tokenizer), config.data.path)
-    check_corpus(checkpoint, manifest.fingerprint)
+    check_tokenizer(corpus.manifest, tokenizer_fingerprint(tokenizer), config.data.path)
+    check_corpus(checkpoint, corpus.manifest.fingerprint)
     material = gather_material(
-        Path(config.data.path),
+        corpus,
         config.evaluation,
         tokenizer,
         sequence_length=config.batch.sequence_length,
@@ -70,7 +69,7 @@ def evaluate(layout: RunLayout) -> None:
         compare(material, questions, before, after, config.evaluation, seed=config.data.split_seed),
         material,
         read_journal(layout.metrics),
-        manifest,
+        corpus.manifest,
         Circumstances(
             checkpoint_step=read_step(checkpoint),
             device=name_device(device),

@@ -6,15 +6,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from training.data.encode import Encoded
 from training.evaluation.bootstrap import Floats
-from training.model.inputs import IGNORE_INDEX, Batch
+from training.evaluation.material import EvaluationDocument
+from training.model.inputs import IGNORE_INDEX, lay_documents
 from training.model.packed import PackedLanguageModel, document_losses
 
 
 def measure_losses(
     model: PackedLanguageModel,
-    documents: Sequence[Encoded],
+    documents: Sequence[EvaluationDocument],
     *,
     tokens_per_batch: int,
     device: torch.device,
@@ -34,8 +34,11 @@ def measure_losses(
     """
     nats = np.zeros(len(documents))
     for places in cut_rows([document.input_ids.size for document in documents], tokens_per_batch):
-        batch = lay_documents([documents[place] for place in places]).to(device)
-        sums, _ = document_losses(model, batch)
+        chosen = [documents[place] for place in places]
+        batch = lay_documents(
+            [document.input_ids for document in chosen], [shift_labels(document) for document in chosen]
+        )
+        sums, _ = document_losses(model, batch.to(device))
         nats[places] = sums.numpy()
         advance(len(places))
     return nats
@@ -57,23 +60,7 @@ def cut_rows(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
     return rows
 
 
-def lay_documents(documents: Sequence[Encoded]) -> Batch:
-    """Lay documents end to end, without padding, as one row."""
-    ids = np.concatenate([document.input_ids for document in documents]).astype(np.int64)
-    labels = np.concatenate([shift_labels(document) for document in documents])
-    positions = np.concatenate([np.arange(document.input_ids.size) for document in documents])
-    bounds = np.cumsum([0, *(document.input_ids.size for document in documents)])
-    return Batch(
-        input_ids=torch.from_numpy(ids)[None],
-        labels=torch.from_numpy(labels)[None],
-        position_ids=torch.from_numpy(positions)[None],
-        document_bounds=tuple(int(bound) for bound in bounds),
-        tokens=int(ids.size),
-        targets=int((labels != IGNORE_INDEX).sum()),
-    )
-
-
-def shift_labels(document: Encoded) -> npt.NDArray[np.int64]:
+def shift_labels(document: EvaluationDocument) -> npt.NDArray[np.int64]:
     """Give for each token its successor where that is a target, IGNORE_INDEX elsewhere; int64 [L]."""
     labels = np.full(document.input_ids.size, IGNORE_INDEX, dtype=np.int64)
     wanted = document.is_target[1:]
@@ -81,6 +68,6 @@ def shift_labels(document: Encoded) -> npt.NDArray[np.int64]:
     return labels
 
 
-def count_targets(document: Encoded) -> int:
+def count_targets(document: EvaluationDocument) -> int:
     """Count the targets that have a token before them: those whose loss is measured."""
     return int(document.is_target[1:].sum())

@@ -4,16 +4,16 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from training.config.schema import EvaluationConfig
-from training.data.documents import sample_evenly
-from training.data.encode import Encoded, encode
+from training.data.documents import Document, sample_evenly
+from training.data.encode import encode
 from training.data.read import read_documents
-from training.data.reader import Corpus, open_corpus
+from training.data.reader import Corpus
 from training.errors import DataError
 
 MOST_GENERAL_DOCUMENTS_READ = 20_000
@@ -27,7 +27,11 @@ class EvaluationDocument:
     id: str
     family: str
     task: str
-    encoded: Encoded
+    input_ids: npt.NDArray[np.int32]
+    """int32 [L]."""
+
+    is_target: npt.NDArray[np.bool_]
+    """bool [L]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,7 +51,7 @@ class Material:
 
 
 def gather_material(
-    corpus_path: Path,
+    corpus: Corpus,
     config: EvaluationConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -57,23 +61,22 @@ def gather_material(
     """Choose the documents.
 
     Args:
-        corpus_path: The prepared corpus.
+        corpus: The held-out split of the prepared corpus.
         config: How many, and which tasks are answered.
         tokenizer: Encodes the general text.
         sequence_length: Longer documents are cut to this, as a packed row would be, and counted.
         salt: Of the choice; the corpus' own, so that runs on one corpus are measured on the same documents.
 
     Raises:
-        DataError: The corpus is missing or holds out nothing, or there is no general text.
+        DataError: The corpus is damaged or holds out nothing, or there is no general text.
+        StorageError: A shard cannot be fetched.
     """
-    corpus = open_corpus(corpus_path, "held_out")
-    held_out = [
-        read_document(corpus, place) for place in shuffle(len(corpus), salt)[: config.held_out_documents]
-    ]
+    places = shuffle(len(corpus), salt)[: config.held_out_documents]
+    held_out = [read_document(corpus, int(place)) for place in places]
     measured = [document for document in held_out if has_targets(document)]
     if not measured:
         raise DataError(
-            f"{corpus_path} holds out no document with a target; raise data.held_out_fraction and "
+            f"{corpus.path} holds out no document with a target; raise data.held_out_fraction and "
             "run `metier prepare` again"
         )
     return Material(
@@ -81,18 +84,18 @@ def gather_material(
         questions=find_questions(corpus, config.answer_tasks, config.answer_documents, salt),
         general=read_general(config, tokenizer),
         held_out_total=len(corpus),
-        cut=sum(document.encoded.input_ids.size > sequence_length for document in measured),
+        cut=sum(document.input_ids.size > sequence_length for document in measured),
     )
 
 
-def shuffle(size: int, salt: int) -> list[int]:
-    """Give 0..size-1 in an order that looks random and is always the same.
+def shuffle(size: int, salt: int) -> npt.NDArray[np.int64]:
+    """Give 0..size-1, int64 [size], in an order that looks random and is always the same.
 
     Not even distances: questions often come in a rhythm (four about each code), and an even step would
     meet the same kind every time.
     """
     generator = np.random.default_rng([salt, zlib.crc32(b"evaluation")])
-    return [int(place) for place in generator.permutation(size)]
+    return generator.permutation(size)
 
 
 def find_questions(corpus: Corpus, tasks: Sequence[str], size: int, salt: int) -> list[EvaluationDocument]:
@@ -102,7 +105,7 @@ def find_questions(corpus: Corpus, tasks: Sequence[str], size: int, salt: int) -
     found: list[EvaluationDocument] = []
     places = iter(shuffle(len(corpus), salt))
     while len(found) < wanted:
-        document = read_document(corpus, next(places))
+        document = read_document(corpus, int(next(places)))
         if document.task in tasks:
             found.append(document)
     return [document for document in found if has_targets(document)]
@@ -110,12 +113,13 @@ def find_questions(corpus: Corpus, tasks: Sequence[str], size: int, salt: int) -
 
 def read_document(corpus: Corpus, place: int) -> EvaluationDocument:
     """Read one document of the corpus."""
-    stored = corpus.encoded(place)
+    stored = corpus.document(place)
     return EvaluationDocument(
         id=stored.id,
         family=f"{stored.source}/{stored.family}",
         task=stored.task,
-        encoded=Encoded(stored.input_ids, stored.is_target),
+        input_ids=stored.input_ids,
+        is_target=stored.is_target,
     )
 
 
@@ -127,15 +131,7 @@ def read_general(config: EvaluationConfig, tokenizer: PreTrainedTokenizerBase) -
     """
     documents = list(islice(read_documents("general", config.general), MOST_GENERAL_DOCUMENTS_READ))
     general = [
-        cut(
-            EvaluationDocument(
-                id=document.id,
-                family=document.family,
-                task=document.task,
-                encoded=encode(document, tokenizer),
-            ),
-            config.general_tokens_per_document,
-        )
+        cut(encode_document(document, tokenizer), config.general_tokens_per_document)
         for document in sample_evenly(documents, config.general_documents)
     ]
     general = [document for document in general if has_targets(document)]
@@ -144,14 +140,25 @@ def read_general(config: EvaluationConfig, tokenizer: PreTrainedTokenizerBase) -
     return general
 
 
+def encode_document(document: Document, tokenizer: PreTrainedTokenizerBase) -> EvaluationDocument:
+    """Encode one document."""
+    encoded = encode(document, tokenizer)
+    return EvaluationDocument(
+        id=document.id,
+        family=document.family,
+        task=document.task,
+        input_ids=encoded.input_ids,
+        is_target=encoded.is_target,
+    )
+
+
 def cut(document: EvaluationDocument, tokens: int) -> EvaluationDocument:
     """Keep the first ``tokens`` tokens."""
-    encoded = document.encoded
-    if encoded.input_ids.size <= tokens:
+    if document.input_ids.size <= tokens:
         return document
-    return replace(document, encoded=Encoded(encoded.input_ids[:tokens], encoded.is_target[:tokens]))
+    return replace(document, input_ids=document.input_ids[:tokens], is_target=document.is_target[:tokens])
 
 
 def has_targets(document: EvaluationDocument) -> bool:
     """Whether there is anything to measure."""
-    return bool(document.encoded.is_target[1:].any())
+    return bool(document.is_target[1:].any())

@@ -58,7 +58,7 @@ def measure(
         held_out, general = (
             measure_losses(
                 packed,
-                [document.encoded for document in documents],
+                documents,
                 tokens_per_batch=config.tokens_per_batch,
                 device=device,
                 advance=advance,

@@ -59,7 +59,6 @@ class CorpusFacts:
     train_documents: int
     train_tokens: int
     held_out_documents: int
-    held_out_families: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +176,6 @@ def sum_up_corpus(manifest: Manifest) -> CorpusFacts:
         train_documents=train.counts.documents,
         train_tokens=train.counts.tokens,
         held_out_documents=held_out.counts.documents,
-        held_out_families=held_out.families,
     )
 
 

@@ -131,7 +131,7 @@ class Comparer:
         self, key: str, label: str, documents: Sequence[EvaluationDocument], before: Floats, after: Floats
     ) -> Comparison:
         """Compare sums of nats, weighed by target token."""
-        targets = np.array([count_targets(document.encoded) for document in documents], dtype=np.float64)
+        targets = np.array([count_targets(document) for document in documents], dtype=np.float64)
         families = [document.family for document in documents]
         return self._compare(key, label, "loss", families, (before, after, targets))
 

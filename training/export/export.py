@@ -10,8 +10,9 @@ from rich.console import Console
 from training.checkpoint.load import find_checkpoint, read_step
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
-from training.data.manifest import Manifest, read_manifest
-from training.errors import ConfigError, DataError
+from training.data.manifest import Manifest
+from training.data.reader import open_corpus
+from training.errors import ConfigError, DataError, StorageError
 from training.export.card import read_scores, write_card, write_provenance
 from training.export.verify import (
     TOLERANCE,
@@ -106,8 +107,8 @@ def _verify(staged: Path, config: RunConfig, model: PeftModel) -> Agreement:
 
 def _find_manifest(config: RunConfig) -> Manifest | None:
     try:
-        return read_manifest(Path(config.data.path))
-    except DataError:
+        return open_corpus(config.data.path, "held_out", config.loader).manifest
+    except (DataError, StorageError):
         return None
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from training.config.schema import RunConfig
 from training.data.reader import open_corpus
-from training.errors import DataError, ModelError
+from training.errors import DataError, ModelError, StorageError
 
 _DOCUMENTS = 8
 _TOKENS = 128
@@ -44,11 +44,11 @@ def read_probe(config: RunConfig, vocabulary: int) -> list[Tensor]:
         int64 [1, L] each, L <= 128.
     """
     try:
-        corpus = open_corpus(config.data.path, "held_out")
+        corpus = open_corpus(config.data.path, "held_out", config.loader)
         count = min(_DOCUMENTS, len(corpus))
         places = [index * len(corpus) // count for index in range(count)]
-        documents = [corpus.tokens(place, 0, _TOKENS)[0].tolist() for place in places]
-    except DataError:
+        documents = [corpus.document(place).input_ids[:_TOKENS].tolist() for place in places]
+    except (DataError, StorageError):
         documents = []
     if not documents:
         # Knuth's multiplicative hash spreads the ids over the vocabulary.

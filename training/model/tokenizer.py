@@ -30,6 +30,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         raise ModelError("the tokenizer names no end token (eos_token); set it in its tokenizer_config.json")
     if model.chat_template is not None:
         tokenizer.chat_template = _read_template(Path(model.chat_template))
+        tokenizer.chat_template_file = model.chat_template
     return tokenizer
 
 
@@ -101,6 +102,30 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         parts["vocabulary"].pop("padding", None)
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def find_chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Give the Jinja source of the template that chats are written with; None when there is none."""
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError:
+        return None
+
+
+def name_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Name the chat template for a message: its file, or the tokenizer it belongs to."""
+    file = getattr(tokenizer, "chat_template_file", None)
+    return f"the chat template {file}" if file else f"the chat template of {_name(tokenizer)}"
+
+
+def chat_template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Hash the chat template's source; hexadecimal. None when the tokenizer has no template."""
+    source = find_chat_template(tokenizer)
+    return None if source is None else hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.name_or_path or f"the tokenizer {BYTES}")
 
 
 def _read_template(path: Path) -> str:

@@ -1,19 +1,38 @@
 """What `metier prepare` does: the model's folder, then the corpus; each once."""
 
+import os
+import signal
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
-from training.data.corpus import Prepared, prepare_corpus
-from training.data.loader import plan_rows
-from training.data.reader import open_corpus
+from training.data.assemble import TokenizerFacts
+from training.data.corpus import (
+    EncodeJobs,
+    Prepared,
+    Share,
+    describe_tokenizer,
+    prepare_corpus,
+    prepare_share,
+)
+from training.data.encode import Encoder
+from training.data.segments import Job, Listener, encode_part
 from training.model.source import prepare_model
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
+from training.prepare.pool import encode_in_processes
 from training.prepare.speak import Speaker
+from training.prepare.table import say_packing, say_sources, tabulate
+from training.prepare.upload import upload_corpus
+from training.prepare.worker import use_one_core
+
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def prepare(path: Path) -> None:
@@ -22,54 +41,67 @@ def prepare(path: Path) -> None:
     Raises:
         MetierError: The configuration, the model, a source or the disk does not allow it.
     """
+    signal.signal(signal.SIGTERM, _stop)
     config = read_frozen(path)
     console = Console()
+    try:
+        _prepare(config, console)
+    except (KeyboardInterrupt, SystemExit):
+        console.print("stopped: what was done is kept; run the same command again to go on", soft_wrap=True)
+        raise
+
+
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    # An exception, so that the processes that encode are ended on the way out.
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _prepare(config: RunConfig, console: Console) -> None:
     folder = prepare_model(config.model, config.seed)
     console.print(f"model      {escape(str(folder))}", soft_wrap=True)
+    if config.prepare.processes == 1:
+        use_one_core()
     tokenizer = load_tokenizer(config.model)
+    facts = describe_tokenizer(tokenizer, tokenizer_fingerprint(tokenizer))
     with Speaker(console) as speaker:
-        prepared = prepare_corpus(config.data, tokenizer, tokenizer_fingerprint(tokenizer), speaker.advance)
+        encode = partial(_encode, config=config, listener=speaker)
+        if config.prepare.tasks > 1:
+            _prepare_share(config, facts, encode, speaker)
+            return
+        prepared = prepare_corpus(config.data, facts, encode, speaker)
+        copied = _upload(config, prepared, speaker)
     state = "prepared" if prepared.is_new else "already prepared"
     console.print(f"corpus     {escape(config.data.path)}  {state}", soft_wrap=True)
-    console.print(_tabulate(prepared))
-    for name, source in prepared.manifest.sources.items():
-        if source.without_targets:
-            console.print(
-                f"{escape(name)}: {source.without_targets:,} of {source.documents:,} documents hold no "
-                "target and were left out",
-                soft_wrap=True,
-            )
-    _say_packing(config, console)
+    if copied is not None:
+        console.print(f"copied     {escape(str(config.data.upload_to))}  {copied} files", soft_wrap=True)
+    console.print(tabulate(prepared.manifest))
+    say_sources(prepared.manifest, console)
+    say_packing(config, console)
 
 
-def _say_packing(config: RunConfig, console: Console) -> None:
-    # Planned here only to be told: a document that does not fit is known before any training starts.
-    length = config.batch.sequence_length
-    counts = plan_rows(open_corpus(config.data.path, "train"), length, config.data.long_documents).counts
-    console.print(
-        f"packing    {counts.rows:,} rows of {length:,} tokens, {counts.density:.1%} filled", soft_wrap=True
+def _prepare_share(
+    config: RunConfig, facts: TokenizerFacts, encode: EncodeJobs, speaker: Speaker
+) -> None:
+    share = Share(tasks=config.prepare.tasks, task=config.prepare.task)
+    mine, every = prepare_share(config.data, facts, share, encode, speaker)
+    speaker.say(
+        f"corpus     {config.data.path}  {mine} of {every} parts are this task's, encoded; once all tasks are "
+        "done, `metier prepare` with prepare.tasks=1 finishes the corpus"
     )
-    if longer := counts.split + counts.truncated + counts.dropped:
-        console.print(
-            f"           {longer:,} documents were longer than a row: data.long_documents="
-            f"{config.data.long_documents}, {counts.tokens_left_out:,} tokens left out",
-            soft_wrap=True,
-        )
 
 
-def _tabulate(prepared: Prepared) -> Table:
-    table = Table("split", box=None)
-    for heading in ("documents", "families", "tokens", "targets", "mean length", "longest"):
-        table.add_column(heading, justify="right")
-    for split, record in prepared.manifest.splits.items():
-        counts = record.counts
-        table.add_row(
-            split,
-            f"{counts.documents:,}",
-            f"{record.families:,}",
-            f"{counts.tokens:,}",
-            f"{counts.targets:,}",
-            f"{counts.tokens / counts.documents:.1f}",
-            f"{record.length_percentiles['100']:,}",
-        )
-    return table
+def _encode(jobs: Sequence[Job], *, config: RunConfig, listener: Listener) -> None:
+    processes = config.prepare.processes or len(os.sched_getaffinity(0))
+    if min(processes, len(jobs)) > 1:
+        encode_in_processes(jobs, processes, config.model, config.data, listener)
+        return
+    # One process: here, where the tokenizer may use the other cores unless the user said one.
+    encoder = Encoder(load_tokenizer(config.model), control_tokens=config.data.control_tokens)
+    for job in jobs:
+        encode_part(job, encoder, listener)
+
+
+def _upload(config: RunConfig, prepared: Prepared, speaker: Speaker) -> int | None:
+    if config.data.upload_to is None:
+        return None
+    return upload_corpus(Path(config.data.path), prepared.manifest, config.data.upload_to, speaker.upload)

@@ -1,17 +1,20 @@
 """Builds the parts of one run and drives the loop: run.json -> parts -> loop -> outcome."""
 
 import resource
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
-import numpy as np
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from training.checkpoint.fence import claim_incarnation
 from training.checkpoint.store import CheckpointStore, Lineage
 from training.collectives import from_lead, leave
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
+from training.audit.gate import check_audit
 from training.data.loader import build_stream
 from training.data.reader import Corpus, check_tokenizer, open_corpus
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
@@ -22,6 +25,7 @@ from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
 from training.model.arithmetic import flops_per_token, peak_flops
 from training.model.load import build_model
+from training.model.self_test import CUTS, check_isolation
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.outcome import Outcome, write_outcome
 from training.progress import Progress
@@ -29,6 +33,7 @@ from training.ranks import Ranks
 from training.rules import check_rules
 from training.schedule import learning_rate_at
 from training.stop import StopFlag
+from training.worker.attended import mean_attended_tokens
 from training.worker.start import take_place
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes")
@@ -50,13 +55,16 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
     config = read_frozen(layout.config)
     check_rules(config)
     place = take_place(config, ranks)
-    corpus = open_corpus(config.data.path, "train")
+    corpus = open_corpus(config.data.path, "train", config.loader)
     check_tokenizer(corpus.manifest, tokenizer_fingerprint(load_tokenizer(config.model)), config.data.path)
+    check_audit(corpus, config)
     incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
     stop = StopFlag(place.device)
-    engine = _build_engine(config, place)
-    metrics = _open_metrics(layout, config, place, incarnation, _flops_per_token(config, engine, corpus))
+    model = _build_model(config, place)
+    metrics = _open_metrics(layout, config, place, incarnation, _flops_per_token(config, model, corpus))
     try:
+        _check_isolation(model, corpus, metrics)
+        engine = DeepSpeedEngine(model, config, place, sources=len(corpus.manifest.sources))
         store = CheckpointStore(engine, _lineage(layout, config, ranks, incarnation, corpus), metrics)
         scene = Scene(config=config, place=place, corpus=corpus, engine=engine, metrics=metrics)
         reason, progress = _train(scene, store, stop)
@@ -78,8 +86,7 @@ def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopRe
     batches = build_stream(
         scene.corpus,
         place.plan,
-        long_documents=config.data.long_documents,
-        seed=config.seed,
+        config,
         rank=place.ranks.rank,
         samples_seen=progress.samples_seen,
     )
@@ -89,6 +96,7 @@ def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopRe
         checkpoints=store,
         metrics=metrics,
         stop=stop,
+        sources=list(scene.corpus.manifest.sources),
         learning_rate_at=lambda step: learning_rate_at(
             step, optimizer=config.optimizer, schedule=config.schedule, max_steps=config.loop.max_steps
         ),
@@ -102,8 +110,8 @@ def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopRe
     return reason, progress
 
 
-def _build_engine(config: RunConfig, place: Place) -> DeepSpeedEngine:
-    model = build_model(
+def _build_model(config: RunConfig, place: Place) -> PreTrainedModel | PeftModel:
+    return build_model(
         config.model,
         config.adapter,
         precision=config.precision,
@@ -111,7 +119,17 @@ def _build_engine(config: RunConfig, place: Place) -> DeepSpeedEngine:
         seed=config.seed,
         activation_checkpointing=config.strategy.activation_checkpointing,
     )
-    return DeepSpeedEngine(model, config, place)
+
+
+def _check_isolation(model: PreTrainedModel | PeftModel, corpus: Corpus, metrics: MetricsSink) -> None:
+    """Refuse to train where packed documents see each other; tell how far they are from it."""
+    started = time.perf_counter()
+    # The first ones: of a remote corpus no more than a shard or two is fetched for them.
+    documents = [corpus.document(place).input_ids for place in range(min(len(CUTS), len(corpus)))]
+    isolation = check_isolation(model, documents)
+    metrics.event(
+        "self_test", **asdict(isolation), seconds=round(time.perf_counter() - started, 3)
+    )
 
 
 def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: int, corpus: Corpus) -> Lineage:
@@ -140,12 +158,12 @@ def _open_metrics(
     )
 
 
-def _flops_per_token(config: RunConfig, engine: DeepSpeedEngine, corpus: Corpus) -> float | None:
+def _flops_per_token(
+    config: RunConfig, model: PreTrainedModel | PeftModel, corpus: Corpus
+) -> float | None:
     """Count what a token of this corpus costs: it attends to its own document, cut to a row, alone."""
-    lengths = np.minimum(np.asarray(corpus.lengths, dtype=np.float64), config.batch.sequence_length)
-    attended = float((lengths**2).sum() / lengths.sum())
-    frozen = config.adapter.kind != "none"
-    return flops_per_token(engine.architecture, attended, frozen_base=frozen)
+    attended = mean_attended_tokens(corpus.lengths, config.batch.sequence_length, config.data.long_documents)
+    return flops_per_token(model.config.to_dict(), attended, frozen_base=config.adapter.kind != "none")
 
 
 def memory_peak_bytes(device: torch.device) -> int:

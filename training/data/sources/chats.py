@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.data.documents import Message, TrainOn
-from training.data.sources.pieces import BadRecord
+from training.data.sources.pieces import BadRecordError
 from training.data.sources.values import describe, parse_nested
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -37,6 +37,9 @@ SPEAKERS = {
 }
 """ShareGPT's ``from``, in its dialects."""
 
+_PLAIN_SPEAKERS = SPEAKERS.keys() - {"function_call"}
+"""``function_call`` is JSON that becomes a call."""
+
 PLAIN_KEYS = 2
 
 
@@ -44,11 +47,11 @@ def parse_turns(turns: Any, field: str, train_on: TrainOn) -> tuple[Message, ...
     """Read the list of turns in the field called ``field`` and check their order.
 
     Raises:
-        BadRecord: It is no list, a turn is not what it should be, or the order of roles cannot be.
+        BadRecordError: It is no list, a turn is not what it should be, or the order of roles cannot be.
     """
     turns = parse_nested(turns, field)
     if type(turns) is not list or not turns:
-        raise BadRecord("wrong type", f'field "{field}" is {describe(turns)}, wanted a list of turns')
+        raise BadRecordError("wrong type", f'field "{field}" is {describe(turns)}, wanted a list of turns')
     messages = tuple([_parse_turn(turn, field, index) for index, turn in enumerate(turns)])
     check_order(messages, train_on)
     return messages
@@ -58,27 +61,31 @@ def check_order(messages: tuple[Message, ...], train_on: TrainOn) -> None:
     """Check who speaks after whom, and that every answer says something.
 
     Raises:
-        BadRecord: See the module's text.
+        BadRecordError: See the module's text.
     """
     before: Message | None = None
     for index, message in enumerate(messages):
         role = message.role
         if role == "assistant":
             if before is None or before.role == "system":
-                raise BadRecord("wrong roles", "the chat begins with assistant, wanted user before it")
+                raise BadRecordError("wrong roles", "the chat begins with assistant, wanted user before it")
             if before.role == "assistant":
-                raise BadRecord("wrong roles", f"turn {index} is a second assistant in a row; join the two")
+                raise BadRecordError(
+                    "wrong roles", f"turn {index} is a second assistant in a row; join the two"
+                )
             content = message.content
             if (not content or content.isspace()) and not message.extra.get("tool_calls"):
-                raise BadRecord("empty answer", f"turn {index}: the assistant says nothing; take the chat out")
+                raise BadRecordError(
+                    "empty answer", f"turn {index}: the assistant says nothing; take the chat out"
+                )
         elif role == "system":
             if index:
-                raise BadRecord("wrong roles", f"turn {index} is system, which may only come first")
+                raise BadRecordError("wrong roles", f"turn {index} is system, which may only come first")
         elif role == "tool":
             _check_tool(messages, index)
         before = message
     if before is not None and before.role != "assistant" and train_on != "all":
-        raise BadRecord(
+        raise BadRecordError(
             "wrong roles",
             f"the chat ends with {before.role}, of which nothing is learnt; wanted assistant last",
         )
@@ -86,17 +93,19 @@ def check_order(messages: tuple[Message, ...], train_on: TrainOn) -> None:
 
 def _check_tool(messages: tuple[Message, ...], index: int) -> None:
     if index == 0:
-        raise BadRecord("wrong roles", "the chat begins with tool, wanted system or user first")
+        raise BadRecordError("wrong roles", "the chat begins with tool, wanted system or user first")
     caller = index - 1
     while caller and messages[caller].role == "tool":
         caller -= 1
     calls = messages[caller].extra.get("tool_calls") if messages[caller].role == "assistant" else None
     if not calls:
-        raise BadRecord("wrong roles", f"turn {index} is tool, but no assistant called one before it")
+        raise BadRecordError("wrong roles", f"turn {index} is tool, but no assistant called one before it")
     wanted = messages[index].extra.get("tool_call_id")
     known = {call["id"] for call in calls if "id" in call}
     if wanted is not None and known and wanted not in known:
-        raise BadRecord("wrong roles", f"turn {index} answers the tool call {wanted!r}, which was not made")
+        raise BadRecordError(
+            "wrong roles", f"turn {index} answers the tool call {wanted!r}, which was not made"
+        )
 
 
 def _parse_turn(turn: Any, field: str, index: int) -> Message:
@@ -108,12 +117,13 @@ def _parse_turn(turn: Any, field: str, index: int) -> Message:
             return Message(role, content)
         content = turn.get("value")
         speaker = turn.get("from")
-        if type(content) is str and type(speaker) is str and speaker in SPEAKERS:
-            if speaker != "function_call":
-                return Message(SPEAKERS[speaker], content)
+        if type(content) is str and type(speaker) is str and speaker in _PLAIN_SPEAKERS:
+            return Message(SPEAKERS[speaker], content)
     place = f"{field}[{index}]"
     if not isinstance(turn, dict):
-        raise BadRecord("wrong type", f"{place} is {describe(turn)}, wanted an object with role and content")
+        raise BadRecordError(
+            "wrong type", f"{place} is {describe(turn)}, wanted an object with role and content"
+        )
     # A Parquet struct has every key in every row: those without a value say nothing.
     given = {key: value for key, value in turn.items() if value is not None}
     return _parse_full(_as_openai(given, place) if "from" in given else given, place)
@@ -124,7 +134,9 @@ def _as_openai(turn: Mapping[str, Any], place: str) -> dict[str, Any]:
     speaker, value = turn["from"], turn.get("value")
     role = SPEAKERS.get(speaker) if isinstance(speaker, str) else None
     if role is None:
-        raise BadRecord("wrong roles", f"{place}.from is {speaker!r}, wanted one of {', '.join(SPEAKERS)}")
+        raise BadRecordError(
+            "wrong roles", f"{place}.from is {speaker!r}, wanted one of {', '.join(SPEAKERS)}"
+        )
     if speaker != "function_call":
         return {"role": role, "content": value, **rest}
     calls = parse_nested(value, f"{place}.value")
@@ -135,10 +147,10 @@ def _parse_full(turn: dict[str, Any], place: str) -> Message:
     role = turn.pop("role", None)
     role = OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in _ROLES:
-        raise BadRecord("wrong roles", f"{place}.role is {role!r}, wanted one of {', '.join(ROLES)}")
+        raise BadRecordError("wrong roles", f"{place}.role is {role!r}, wanted one of {', '.join(ROLES)}")
     weight = turn.pop("weight", 1)
     if isinstance(weight, bool) or weight not in (0, 1):
-        raise BadRecord("wrong type", f"{place}.weight is {weight!r}, wanted 0 or 1")
+        raise BadRecordError("wrong type", f"{place}.weight is {weight!r}, wanted 0 or 1")
     content = turn.pop("content", None)
     if (call := turn.pop("function_call", None)) is not None:
         turn.setdefault("tool_calls", [call])
@@ -153,12 +165,12 @@ def _join_content(content: Any, place: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
-        raise BadRecord("wrong type", f"{place} is {describe(content)}, wanted a string")
+        raise BadRecordError("wrong type", f"{place} is {describe(content)}, wanted a string")
     texts = []
     for index, part in enumerate(content):
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else describe(part)
-            raise BadRecord("wrong type", f"{place}[{index}] is {kind}, wanted a part of type text")
+            raise BadRecordError("wrong type", f"{place}[{index}] is {kind}, wanted a part of type text")
         texts.append(part["text"])
     return "".join(texts)
 
@@ -166,14 +178,14 @@ def _join_content(content: Any, place: str) -> str:
 def _parse_calls(calls: Any, place: str) -> list[dict[str, Any]]:
     calls = parse_nested(calls, place)
     if not isinstance(calls, list):
-        raise BadRecord("wrong type", f"{place} is {describe(calls)}, wanted a list of calls")
+        raise BadRecordError("wrong type", f"{place} is {describe(calls)}, wanted a list of calls")
     return [_parse_call(call, f"{place}[{index}]") for index, call in enumerate(calls)]
 
 
 def _parse_call(call: Any, place: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BadRecord("wrong type", f"{place} is no call of a function with name and arguments")
+        raise BadRecordError("wrong type", f"{place} is no call of a function with name and arguments")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         # OpenAI sends the arguments as JSON in a string; templates write them as JSON themselves, and
@@ -183,7 +195,7 @@ def _parse_call(call: Any, place: str) -> dict[str, Any]:
         except (ValueError, RecursionError):
             arguments = None
         if not isinstance(arguments, dict):
-            raise BadRecord("broken JSON", f"{place}: the arguments are no JSON object")
+            raise BadRecordError("broken JSON", f"{place}: the arguments are no JSON object")
     outer = {} if function is call else {key: value for key, value in call.items() if value is not None}
     named = {"name": function["name"], "arguments": {} if arguments is None else arguments}
     return {"type": "function", **outer, "function": named}

@@ -1,167 +1,229 @@
-"""The user's own files: JSON lines (also .gz), Parquet, and plain text."""
+"""The user's own files, on a disk or behind a URL that fsspec reads, in pieces for any process to take.
 
-import glob
-import gzip
-import hashlib
-import json
-import zlib
-from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
-from typing import Any
+Every format has a reader of its own here. `datasets` in streaming mode serves sources of kind ``hub``: what
+it loads by name, or a folder. It is not used for single files, because it cannot say in which line a record
+is bad nor go on behind it, guesses types block by block (JSON, CSV), and reads a file of JSON lines in one
+process only.
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+Pieces: JSON lines without compression are cut into ranges of 64 MiB, Parquet into groups of row groups of
+about as much, any other file is one piece. With ``max_documents`` the whole source is one piece, whose
+identity holds those of all its files: only one reader can know when the limit is reached.
+"""
+
+import re
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from itertools import islice, pairwise
+from pathlib import PurePosixPath
+from typing import BinaryIO, Literal
 
 from training.config.sources import FilesSource
 from training.data.documents import Document, Provenance
-from training.data.sources.records import parse_content
+from training.data.sources.formats.arrays import read_json
+from training.data.sources.formats.csv_rows import read_csv
+from training.data.sources.formats.lines import count_lines, read_json_lines
+from training.data.sources.formats.tables import list_row_groups, read_arrow, read_parquet
+from training.data.sources.formats.texts import read_text
+from training.data.sources.formats.webdataset import read_webdataset
+from training.data.sources.pieces import Piece, Row, RowRange, Skipped
+from training.data.sources.records import RecordParser, read_rows
+from training.data.sources.storage import (
+    StoredFile,
+    decompress,
+    explain_faults,
+    find_files,
+    is_remote,
+    open_file,
+)
 from training.errors import DataError
-from training.files import file_sha256
 
-TEXT_ENDINGS = (".txt", ".md")
-JSON_ENDINGS = (".jsonl", ".jsonl.gz")
-ROWS_PER_BATCH = 1024
+PIECE_BYTES = 1 << 26
+"""About as much as one process reads in some seconds: a big file keeps all cores busy."""
 
-Record = tuple[str, dict[str, Any]]
-"""Where the record lies (``file:line``), and its fields."""
+COUNTED_BYTES = 1 << 32
+"""To name the line of a fault in a big file the lines before it are counted, up to here: some seconds."""
+
+Format = Literal["jsonl", "json", "parquet", "csv", "arrow", "text", "webdataset"]
+
+ENDINGS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".arrow": "arrow",
+    ".txt": "text",
+    ".md": "text",
+    ".tar": "webdataset",
+}
+COMPRESSED = (".gz", ".zst")
+WHOLE = ("parquet", "arrow")
+"""Formats that are compressed inside and cannot be read through a compression around them."""
 
 
-def read_files(name: str, source: FilesSource) -> Iterator[Document]:
-    """Yield the documents of all files, in sorted order of the files and then as they lie in them.
+def list_file_pieces(name: str, source: FilesSource) -> list[Piece]:
+    """List the pieces of all files, sorted by file and then as they lie in it.
 
     Raises:
-        DataError: A file is missing, empty or unreadable, or a record does not hold what it should.
+        DataError: A path leads to nothing, or its format is not one that is read.
     """
-    paths = find_paths(name, source)
-    yield from islice((doc for path in paths for doc in _read_file(name, source, path)), source.max_documents)
+    files = _find_files(name, source)
+    if source.max_documents is None:
+        return [piece for file in files for piece in _cut(file, source)]
+    identity = {file.name: file.identity for file in files}
+    return [Piece(name, 0, None, identity, sum(file.bytes for file in files))]
+
+
+def read_file_piece(
+    name: str, source: FilesSource, piece: Piece, skip: int = 0
+) -> Iterator[Document | Skipped]:
+    """Yield what lies in the piece, without its first ``skip`` items; those are not parsed.
+
+    Every record is one item, a document or a skipped one. With ``max_documents`` the items before are parsed
+    after all, as only documents count.
+
+    Raises:
+        DataError: The file is gone, changed or damaged, or a record is bad and ``bad_records`` is refuse.
+    """
+    if source.max_documents is None:
+        yield from _read_piece(name, source, piece, skip)
+    else:
+        yield from islice(_read_first(name, source, piece, source.max_documents), skip, None)
 
 
 def trace_files(name: str, source: FilesSource) -> Provenance:
-    """List the files with their sizes, contents' hashes and time stamps.
+    """List the files with their identities: size and time of change, or size and version.
 
     Raises:
-        DataError: A file is missing.
+        DataError: A path leads to nothing.
     """
-    paths = find_paths(name, source)
+    files = _find_files(name, source)
     return Provenance(
-        content={str(path): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths},
-        licence="unstated",
-        notes={"modified_ns": {str(path): path.stat().st_mtime_ns for path in paths}},
+        content={file.name: file.identity for file in files},
+        licence=source.licence,
+        notes=dict(source.provenance),
     )
 
 
-def find_paths(name: str, source: FilesSource) -> list[Path]:
-    """Resolve globs; each file once, sorted.
+def find_format(name: str, source: FilesSource) -> Format:
+    """Tell the format by the source's setting or by the file's ending, whatever its case.
 
     Raises:
-        DataError: A pattern matches nothing, or a file's ending is not one of those that are read.
+        DataError: The ending is none of those that are read.
     """
-    found: set[Path] = set()
-    for pattern in source.paths:
-        # Not Path.glob: it refuses absolute patterns.
-        matches = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-        files = [match for match in matches if match.is_file()]
-        if not files:
+    # The query of a web address is no part of the file's name.
+    path = name.partition("?")[0] if is_remote(name) else name
+    endings = [ending.lower() for ending in PurePosixPath(path).suffixes[-2:]]
+    compressed = bool(endings) and endings[-1] in COMPRESSED
+    if compressed:
+        endings.pop()
+    found = ENDINGS.get(endings[-1]) if endings else None
+    wanted: Format | None = found if source.format == "auto" else source.format
+    if wanted is None or (compressed and wanted in WHOLE):
+        raise DataError(
+            f"{name}: wanted a file ending in {', '.join(ENDINGS)}, "
+            "all but .parquet and .arrow also with .gz or .zst; or say the source's format"
+        )
+    # A .json file is an array or lines, which is seen only in the file.
+    return "json" if wanted == "jsonl" and found == "json" else wanted
+
+
+def _find_files(name: str, source: FilesSource) -> list[StoredFile]:
+    files = find_files(f"data.sources.{name}.paths", source.paths)
+    for file in files:
+        if find_format(file.name, source) == "text" and source.documents not in ("auto", "text"):
             raise DataError(
-                f"data.sources.{name}.paths: no file {pattern} (seen from {Path.cwd()}); correct the path"
-            )
-        found.update(files)
-    for path in found:
-        if not path.name.endswith((*JSON_ENDINGS, *TEXT_ENDINGS, ".parquet")):
-            raise DataError(f"{path}: wanted a file ending in .jsonl, .jsonl.gz, .parquet, .txt or .md")
-        if path.name.endswith(TEXT_ENDINGS) and source.documents != "text":
-            raise DataError(
-                f"{path}: a plain text file holds no {source.documents}; "
+                f"{file.name}: a plain text file holds no {source.documents}; "
                 f"set data.sources.{name}.documents=text"
             )
-    return sorted(found)
+    return files
 
 
-def _read_file(name: str, source: FilesSource, path: Path) -> Iterator[Document]:
+def _cut(file: StoredFile, source: FilesSource) -> list[Piece]:
+    cuttable = file.bytes > PIECE_BYTES and not file.name.lower().endswith(COMPRESSED)
+    match find_format(file.name, source):
+        # A web server may not be able to send a part of a file.
+        case "jsonl" if cuttable and not file.name.startswith(("http://", "https://")):
+            ends = [*range(PIECE_BYTES, file.bytes, PIECE_BYTES), file.bytes]
+            return [
+                Piece(file.name, start, stop, file.identity, stop - start)
+                for start, stop in pairwise([0, *ends])
+            ]
+        case "parquet" if cuttable:
+            with open_file(file.name, file.identity) as stream:
+                groups = list_row_groups(stream)
+            return _group(file, groups)
+        case _:
+            return [Piece(file.name, 0, None, file.identity, file.bytes)]
+
+
+def _group(file: StoredFile, groups: list[int]) -> list[Piece]:
+    pieces: list[Piece] = []
+    start = gathered = 0
+    for index, size in enumerate(groups, start=1):
+        gathered += size
+        if gathered >= PIECE_BYTES or index == len(groups):
+            pieces.append(Piece(file.name, start, index, file.identity, gathered))
+            start, gathered = index, 0
+    return pieces
+
+
+def _read_first(name: str, source: FilesSource, piece: Piece, most: int) -> Iterator[Document | Skipped]:
+    read = 0
+    for path, identity in piece.identity.items():
+        for item in _read_piece(name, source, Piece(path, 0, None, identity, 0), 0):
+            yield item
+            read += isinstance(item, Document)
+            if read == most:
+                return
+
+
+def _read_piece(name: str, source: FilesSource, piece: Piece, skip: int) -> Iterator[Document | Skipped]:
+    parser = RecordParser(name, source)
+    if parser.schema is None and (piece.start or skip):
+        # The schema that whoever reads the file from its beginning sees.
+        with closing(
+            _read_rows(source, piece, RowRange(piece.name, 0, None, 0, source.max_line_bytes))
+        ) as rows:
+            parser.recognise_from(rows)
+    span = RowRange(piece.name, piece.start, piece.stop, skip, source.max_line_bytes)
     empty = True
-    for place, record in _read_records(path):
-        empty = False
-        content = parse_content(record, source.documents, place)
-        yield Document(
-            id=place,
-            family=_find_family(record, source, place),
-            source=name,
-            task=source.documents,
-            content=content,
-        )
-    if empty:
-        raise DataError(
-            f"{path}: the file holds no record; fill it or take it out of data.sources.{name}.paths"
-        )
+    with closing(_read_rows(source, piece, span)) as rows:
+        try:
+            for item in read_rows(parser, source, rows):
+                empty = False
+                yield item
+        except DataError as error:
+            raise _name_line(piece, error) from None
+    # A later piece may lie wholly inside one long line, or everything in this one was read before.
+    if empty and not piece.start and not skip:
+        if source.bad_records == "refuse":
+            raise DataError(
+                f"{piece.name}: the file holds no record; fill it or take it out of data.sources.{name}.paths"
+            )
+        yield Skipped(piece.name, "empty file")
 
 
-def _find_family(record: dict[str, Any], source: FilesSource, place: str) -> str:
-    if source.family_field is None:
-        # By content and not by place: the split stays as it is when records are put in before this one.
-        text = json.dumps(record, sort_keys=True, default=str)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-    family = record.get(source.family_field)
-    if not isinstance(family, str | int):
-        raise DataError(f'{place}: field "{source.family_field}" (family_field) is missing or no string')
-    return str(family)
+def _read_rows(source: FilesSource, piece: Piece, span: RowRange) -> Generator[Row, None, None]:
+    readers: dict[Format, Callable[[BinaryIO, RowRange], Iterator[Row]]] = {
+        "jsonl": read_json_lines,
+        "json": read_json,
+        "parquet": read_parquet,
+        "csv": read_csv,
+        "arrow": read_arrow,
+        "text": read_text,
+        "webdataset": read_webdataset,
+    }
+    read = readers[find_format(piece.name, source)]
+    with open_file(piece.name, piece.identity) as stream:
+        yield from read(decompress(piece.name, stream), span)
 
 
-def _read_records(path: Path) -> Iterator[Record]:
-    try:
-        if path.name.endswith(TEXT_ENDINGS):
-            text = path.read_text(encoding="utf-8")
-            if text.strip():
-                yield str(path), {"text": text}
-        elif path.suffix == ".parquet":
-            yield from _read_parquet(path)
-        elif path.suffix == ".gz":
-            with gzip.open(path, "rb") as lines:
-                yield from _read_lines(path, lines)
-        else:
-            with path.open("rb") as plain:
-                yield from _read_lines(path, plain)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged gzip file ({error}); fetch it again") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: no readable Parquet file ({str(error).splitlines()[0]})") from None
-    except OSError as error:
-        reason = str(error.strerror or error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read ({reason})") from None
-
-
-def _read_parquet(path: Path) -> Iterator[Record]:
-    row = 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
-            for record in batch.to_pylist():
-                row += 1
-                yield f"{path}:{row}", record
-
-
-def _read_lines(path: Path, lines: Any) -> Iterator[Record]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            place = f"{path}:{number}"
-            yield place, _parse_line(line, place)
-
-
-def _parse_line(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{place}: not UTF-8 at byte {error.start} of the line; convert the file to UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{place}: broken JSON at column {error.colno} ({error.msg}); wanted one JSON object per line"
-        ) from None
-    except (RecursionError, ValueError) as error:
-        # Nested thousands deep, or a number of thousands of digits.
-        raise DataError(f"{place}: JSON that cannot be read ({error}); take the line out") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{place}: found {type(record).__name__}, wanted one JSON object per line")
-    return record
+def _name_line(piece: Piece, error: DataError) -> DataError:
+    """Say the line where the reader, having begun in the middle of the file, could say only the byte."""
+    found = re.match(rf"{re.escape(piece.name)}@(\d+): ", str(error))
+    if not found or is_remote(piece.name) or int(found[1]) > COUNTED_BYTES:
+        return error
+    with explain_faults(piece.name), open_file(piece.name, piece.identity) as stream:
+        line = count_lines(stream, int(found[1])) + 1
+    return DataError(f"{piece.name}:{line}: {str(error)[found.end() :]}")

@@ -15,6 +15,10 @@ PACKAGE = "simple-icd-10-cm"
 LICENCE = "MIT (the package); ICD-10-CM itself is a work of the US government (NCHS)"
 CATEGORY_CHARACTERS = 3
 
+CODES = 98_000
+CHAT_BYTES = 150
+"""About, for the progress of preparing; no document depends on them."""
+
 
 def read_icd10cm(name: str, source: Icd10cmSource) -> Iterator[Document]:
     """Yield chats in the order of the codes; a code's family is its three-character category.
@@ -40,6 +44,13 @@ def read_icd10cm(name: str, source: Icd10cmSource) -> Iterator[Document]:
             task=question,
             content=Messages(tuple(turns)),
         )
+
+
+def measure_icd10cm(name: str, source: Icd10cmSource) -> int:
+    """Say about how many bytes there are to read, without parsing the classification."""
+    find_version(name, PACKAGE)
+    questions = CODES * len(source.questions)
+    return CHAT_BYTES * min(questions, source.max_documents or questions)
 
 
 def trace_icd10cm(name: str) -> Provenance:

@@ -58,6 +58,15 @@ def read_licences(name: str, source: LicencesSource) -> Iterator[Document]:
         )
 
 
+def measure_licences(name: str, source: LicencesSource) -> int:
+    """Say about how many bytes there are to read: the agreements, or so much of each as is quoted."""
+    find_version(name, PACKAGE)
+    sizes = [path.stat().st_size for path in sorted(_find_folder(name).glob("*.LICENSE"))]
+    if source.form == "questions":
+        sizes = [min(size, source.clause_characters) for size in sizes]
+    return sum(sample_evenly(sizes, source.max_documents))
+
+
 def trace_licences(name: str) -> Provenance:
     """Name the package's version."""
     return Provenance(content={PACKAGE: find_version(name, PACKAGE)}, licence=LICENCE, notes={})

@@ -53,7 +53,7 @@ class Skipped:
     """One of `Reason`."""
 
 
-class BadRecord(DataError):
+class BadRecordError(DataError):
     """A record that cannot be used. Its message lacks the place, which whoever catches it puts before."""
 
     def __init__(self, reason: Reason, message: str) -> None:
@@ -62,7 +62,7 @@ class BadRecord(DataError):
         self.reason: Reason = reason
 
 
-Row = tuple[str, Record | BadRecord]
+Row = tuple[str, Record | BadRecordError]
 """Where a record lies (``file:line``), and what it holds or what is wrong with it.
 
 A reader yields the fault instead of raising it, so that reading can go on behind a bad record."""

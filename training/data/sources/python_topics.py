@@ -23,6 +23,11 @@ def read_python_topics(name: str, source: PythonTopicsSource) -> Iterator[Docume
         )
 
 
+def measure_python_topics(source: PythonTopicsSource) -> int:
+    """Sum the topics' characters."""
+    return sum(len(topics[topic]) for topic in islice(sorted(topics), source.max_documents))
+
+
 def trace_python_topics() -> Provenance:
     """Name the Python whose documentation is read."""
     return Provenance(content={"python": platform.python_version()}, licence=LICENCE, notes={})

@@ -23,16 +23,16 @@ from typing import Literal, get_args
 from training.config.sources import RecordSource
 from training.data.documents import Document, Message, Messages, PromptCompletion, Text
 from training.data.sources.chats import check_order, parse_turns
-from training.data.sources.pieces import BadRecord, Record, Row, Skipped
+from training.data.sources.pieces import BadRecordError, Record, Row, Skipped
 from training.data.sources.templates import FieldTemplates
 from training.data.sources.values import (
     describe,
+    find_half_pair,
     find_text,
     get_text,
     list_fields,
     missing,
     parse_nested,
-    refuse_half_pairs,
 )
 from training.errors import DataError
 
@@ -83,7 +83,7 @@ class RecordParser:
         """Make the document that lies at ``place``.
 
         Raises:
-            BadRecord: The record does not hold what its schema wants.
+            BadRecordError: The record does not hold what its schema wants.
             DataError: It is the first of its file and of no known schema.
         """
         fields = self._map(record) if self._mapped else record
@@ -93,7 +93,7 @@ class RecordParser:
         try:
             encoded = joined.encode()
         except UnicodeEncodeError:
-            raise refuse_half_pairs(_list_texts(content)) from None
+            raise find_half_pair(_list_texts(content)) from None
         source = self._source
         return Document(
             id=place,
@@ -117,15 +117,17 @@ class RecordParser:
         """
         declared = self._source.fields.keys() | self._source.templates.keys()
         fitting = [
-            schema for schema, needed in NEEDED.items() if all(fields.get(field) is not None for field in needed)
+            schema
+            for schema, needed in NEEDED.items()
+            if all(fields.get(field) is not None for field in needed)
         ]
         # What the user maps is what they mean, whatever else the record holds.
         fitting.sort(key=lambda schema: declared.isdisjoint(NEEDED[schema]))
         if not fitting:
             known = "; ".join(" + ".join(needed) for needed in NEEDED.values())
             raise DataError(
-                f"{place}: the record has {list_fields(fields)}, which is no known schema ({known}); name the "
-                f"fields with data.sources.{self._name}.fields or data.sources.{self._name}.templates"
+                f"{place}: the record has {list_fields(fields)}, which is no known schema ({known}); "
+                f"set data.sources.{self._name}.fields or .templates"
             )
         self.schema = fitting[0]
         return fitting[0]
@@ -133,18 +135,22 @@ class RecordParser:
     def recognise_from(self, rows: Iterable[Row]) -> None:
         """Recognise the schema by the first of ``rows`` that can be read at all."""
         for place, record in rows:
-            if isinstance(record, BadRecord):
+            if isinstance(record, BadRecordError):
                 continue
             try:
                 self.recognise(place, self._map(record))
-            except BadRecord:
+            except BadRecordError:
                 continue
             return
 
     def _map(self, record: Record) -> Record:
         fields = dict(record)
         for wanted, own in self._source.fields.items():
-            fields[wanted] = _look_up(record, own)
+            try:
+                fields[wanted] = _look_up(record, own)
+            except BadRecordError:
+                if wanted not in OPTIONAL:
+                    raise
         fields.update(self._templates.render(record))
         return fields
 
@@ -158,7 +164,7 @@ class RecordParser:
             case "text":
                 text = get_text(fields, "text")
                 if not text or text.isspace():
-                    raise BadRecord("empty text", 'field "text" is empty; take the record out')
+                    raise BadRecordError("empty text", 'field "text" is empty; take the record out')
                 return Text(text)
             case "prompt_completion":
                 return self._read_pair(fields)
@@ -168,7 +174,9 @@ class RecordParser:
     def _with_system(self, messages: tuple[Message, ...], fields: Record) -> Messages:
         tools = parse_nested(fields.get("tools") or [], "tools")
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-            raise BadRecord("wrong type", f'field "tools" is {describe(tools)}, wanted a list of objects')
+            raise BadRecordError(
+                "wrong type", f'field "tools" is {describe(tools)}, wanted a list of objects'
+            )
         if fields.get("system") and messages[0].role != "system":
             messages = (Message("system", get_text(fields, "system")), *messages)
         return Messages(messages, tuple(tools))
@@ -182,7 +190,7 @@ class RecordParser:
             return self._with_system(context + messages[len(asked) :], fields)
         pair = PromptCompletion(get_text(fields, "prompt"), get_text(fields, "completion"))
         if not pair.completion or pair.completion.isspace():
-            raise BadRecord("empty answer", 'field "completion" is empty; take the record out')
+            raise BadRecordError("empty answer", 'field "completion" is empty; take the record out')
         return pair
 
     def _read_instruction(self, fields: Record) -> Messages:
@@ -190,15 +198,19 @@ class RecordParser:
         turns: list[Message] = []
         for index, pair in enumerate(parse_nested(fields.get("history") or [], "history")):
             if not isinstance(pair, list) or [type(item) for item in pair] != [str, str]:
-                raise BadRecord("wrong type", f"history[{index}] is no pair of a question and an answer")
+                raise BadRecordError("wrong type", f"history[{index}] is no pair of a question and an answer")
             turns += [Message("user", pair[0]), Message("assistant", pair[1])]
-        turns.append(Message("user", f"{instruction}\n\n{given}" if instruction and given else instruction or given))
+        turns.append(
+            Message("user", f"{instruction}\n\n{given}" if instruction and given else instruction or given)
+        )
         turns.append(Message("assistant", get_text(fields, "output")))
         check_order(tuple(turns), self._source.train_on)
         return self._with_system(tuple(turns), fields)
 
 
-def read_rows(parser: RecordParser, source: RecordSource, rows: Iterable[Row]) -> Iterator[Document | Skipped]:
+def read_rows(
+    parser: RecordParser, source: RecordSource, rows: Iterable[Row]
+) -> Iterator[Document | Skipped]:
     """Make a document of every row; a bad one is refused or skipped, as the source says.
 
     Raises:
@@ -206,10 +218,10 @@ def read_rows(parser: RecordParser, source: RecordSource, rows: Iterable[Row]) -
     """
     for place, record in rows:
         try:
-            if isinstance(record, BadRecord):
+            if isinstance(record, BadRecordError):
                 raise record
             document = parser.parse(place, record)
-        except BadRecord as fault:
+        except BadRecordError as fault:
             if source.bad_records == "refuse":
                 raise DataError(f"{place}: {fault}") from None
             yield Skipped(place, fault.reason)
@@ -237,14 +249,14 @@ def _look_up(record: Record, own: str) -> object:
 def _find_family(record: Record, field: str) -> str:
     family = record.get(field)
     if not isinstance(family, str | int):
-        raise BadRecord("missing field", f'field "{field}" (family_field) is missing or no string')
+        raise BadRecordError("missing field", f'field "{field}" (family_field) is missing or no string')
     return str(family)
 
 
 def _join(content: Content) -> str:
     match content:
         case Messages(messages=messages, tools=tools):
-            parts = []
+            parts: list[str] = []
             for message in messages:
                 parts += (message.role, message.content)
                 if message.extra:
@@ -259,7 +271,7 @@ def _join(content: Content) -> str:
 
 
 def _dump(value: object) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def _list_texts(content: Content) -> Iterator[tuple[str, str]]:
@@ -272,5 +284,3 @@ def _list_texts(content: Content) -> Iterator[tuple[str, str]]:
             yield 'field "completion"', completion
         case Text(text=text):
             yield 'field "text"', text
-
-

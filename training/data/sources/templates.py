@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from training.data.sources.pieces import BadRecord, Record
+from training.data.sources.pieces import BadRecordError, Record
 from training.data.sources.values import list_fields
 from training.errors import DataError
 
@@ -27,19 +27,21 @@ class FieldTemplates:
             undefined=StrictUndefined,
             finalize=_refuse_null,
             keep_trailing_newline=True,
-            autoescape=False,  # noqa: S701 -- text for a model, no page for a browser
+            autoescape=False,  # text for a model, no page for a browser
         )
         for field, text in templates.items():
             try:
                 self._templates[field] = environment.from_string(text)
             except TemplateSyntaxError as error:
-                raise DataError(f"{setting}.{field}: no Jinja template, line {error.lineno}: {error}") from None
+                raise DataError(
+                    f"{setting}.{field}: no Jinja template, line {error.lineno}: {error}"
+                ) from None
 
     def render(self, record: Record) -> dict[str, str]:
         """Make the fields.
 
         Raises:
-            BadRecord: A template needs a field that the record has not, or fails otherwise.
+            BadRecordError: A template needs a field that the record has not, or fails otherwise.
         """
         return {field: self._render(field, template, record) for field, template in self._templates.items()}
 
@@ -48,7 +50,7 @@ class FieldTemplates:
             return template.render(record)
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise BadRecord(
+            raise BadRecordError(
                 "template failed",
                 f"{self._setting}.{field} failed: {reason}; the record has {list_fields(record)}",
             ) from None

@@ -4,26 +4,15 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from training.data.sources.pieces import BadRecord
+from training.data.sources.pieces import BadRecordError
 
 
 def describe(value: Any) -> str:
     """Name the kind of a JSON value, for errors."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "a list" if value else "an empty list"
-        case bytes():
-            return "bytes"
-        case _:
-            return "an object"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", bytes: "bytes"}
+    return "null" if value is None else kinds.get(type(value), "an object")
 
 
 def list_fields(record: Mapping[str, Any]) -> str:
@@ -37,14 +26,14 @@ def get_text(record: Mapping[str, Any], field: str) -> str:
     """Take a field that must be a string.
 
     Raises:
-        BadRecord: It is missing or of another type.
+        BadRecordError: It is missing or of another type.
     """
     try:
         value = record[field]
     except KeyError:
         raise missing(record, field) from None
     if type(value) is not str:
-        raise BadRecord("wrong type", f'field "{field}" is {describe(value)}, wanted a string')
+        raise BadRecordError("wrong type", f'field "{field}" is {describe(value)}, wanted a string')
     return value
 
 
@@ -52,42 +41,46 @@ def find_text(record: Mapping[str, Any], field: str) -> str:
     """Take a field that may be absent or null: then it is the empty string.
 
     Raises:
-        BadRecord: It is of another type.
+        BadRecordError: It is of another type.
     """
     return "" if record.get(field) is None else get_text(record, field)
 
 
-def missing(record: Mapping[str, Any], field: str) -> BadRecord:
+def missing(record: Mapping[str, Any], field: str) -> BadRecordError:
     """Say that a field is missing, and which ones there are."""
-    return BadRecord("missing field", f'field "{field}" is missing; the record has {list_fields(record)}')
+    return BadRecordError(
+        "missing field", f'field "{field}" is missing; the record has {list_fields(record)}'
+    )
 
 
 def parse_nested(value: Any, field: str) -> Any:
     """Read a nested value that a flat format (CSV, a template) can only hold as JSON text.
 
     Raises:
-        BadRecord: The text is no JSON.
+        BadRecordError: The text is no JSON.
     """
     if type(value) is not str:
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise BadRecord("broken JSON", f'field "{field}" is a string that is no JSON ({error})') from None
+        raise BadRecordError(
+            "broken JSON", f'field "{field}" is a string that is no JSON ({error})'
+        ) from None
 
 
-def refuse_half_pairs(parts: Iterable[tuple[str, str]]) -> BadRecord:
-    """Name the first of (place, text) with half of a surrogate pair: JSON can spell it, no tokenizer reads it."""
+def find_half_pair(parts: Iterable[tuple[str, str]]) -> BadRecordError:
+    """Name the first (place, text) with half of a surrogate pair: JSON spells it, no tokenizer reads it."""
     for place, text in parts:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            return BadRecord(
+            return BadRecordError(
                 "invalid UTF-8",
                 f"{place} has {text[error.start]!r} at character {error.start}, half of a surrogate pair; "
                 "take it out",
             )
-    return BadRecord("invalid UTF-8", "the record has half of a surrogate pair; take it out")
+    return BadRecordError("invalid UTF-8", "the record has half of a surrogate pair; take it out")
 
 
 def drop_nulls(value: Any) -> Any:

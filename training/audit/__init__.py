@@ -1,0 +1,1 @@
+"""`metier audit`: what a prepared corpus would teach; also the gate of `metier train`."""

@@ -1,0 +1,60 @@
+"""How long the documents of each source are: a histogram whose bins double in width."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data.manifest import SplitRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Documents of ``first`` to ``last`` tokens, both included."""
+
+    first: int
+    last: int
+    documents: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """The lengths of one source's train documents, in tokens."""
+
+    bins: tuple[Bin, ...]
+    """From the shortest document to the longest; empty where there is none."""
+
+    median: int
+    longest: int
+
+
+def measure_lengths(record: SplitRecord, lengths: npt.NDArray[np.int32]) -> Mapping[str, Lengths]:
+    """Draw up the histogram of each source.
+
+    Args:
+        record: The split.
+        lengths: int32 [documents] in the order of the split's shards; negative: removed, not counted.
+    """
+    ends = np.cumsum([shard.documents for shard in record.shards], dtype=np.int64)
+    pieces: dict[str, list[npt.NDArray[np.int32]]] = {}
+    for shard, end in zip(record.shards, ends, strict=True):
+        piece = lengths[end - shard.documents : end]
+        pieces.setdefault(shard.source, []).append(piece[piece > 0])
+    return {source: _measure(np.concatenate(parts)) for source, parts in pieces.items()}
+
+
+def _measure(lengths: npt.NDArray[np.int32]) -> Lengths:
+    if not len(lengths):
+        return Lengths(bins=(), median=0, longest=0)
+    # A bin holds the lengths of as many binary digits: 1, 2-3, 4-7, 8-15 ...; frexp gives their number.
+    _, digits = np.frexp(lengths.astype(np.float64))
+    counts = np.bincount(digits)
+    first = int(np.flatnonzero(counts)[0])
+    return Lengths(
+        bins=tuple(
+            Bin(1 << (width - 1), (1 << width) - 1, int(counts[width])) for width in range(first, len(counts))
+        ),
+        median=int(np.median(lengths)),
+        longest=int(lengths.max()),
+    )
