@@ -12,7 +12,7 @@ _PURPOSES = {
 
 _DETAILS = {
     "prepare": "Writes data.path (the corpus) and model.folder, each complete or not at all.",
-    "audit": "Reads data.path; writes audit.html and audit.json into data.path/audit. Exit code 2: beyond audit.*.",
+    "audit": "Writes data.path/audit: audit.html, audit.json. Exit code 2 where it is beyond audit.*.",
     "train": "Writes run_root/name: run.json, logs, metrics.jsonl, checkpoints. One process per device.",
     "evaluate": "Reads run_root/name/run.json; evaluation.* may be given anew.",
     "export": "Reads run_root/name/run.json; export.* may be given anew.",

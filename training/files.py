@@ -87,7 +87,7 @@ def file_checksum(path: Path) -> str:
 
 @contextlib.contextmanager
 def hold_lock(path: Path, *, busy: str, shared: bool = False) -> Iterator[None]:
-    """Hold an advisory lock on ``path`` (flock(2)); the kernel frees it when the process ends, however it ends.
+    """Hold an advisory lock on ``path`` (flock(2)); the kernel frees it when the process ends.
 
     Args:
         path: The lock's file; made when missing, never removed.

@@ -133,9 +133,7 @@ def train(parts: Parts[Batch], config: LoopConfig, progress: Progress) -> tuple[
 
 def name_losses(names: Sequence[str], losses: Sequence[SourceLoss]) -> dict[str, float]:
     """Give each source's mean nats per target; one without targets in the step has none."""
-    return {
-        name: loss.nats / loss.targets for name, loss in zip(names, losses, strict=True) if loss.targets
-    }
+    return {name: loss.nats / loss.targets for name, loss in zip(names, losses, strict=True) if loss.targets}
 
 
 def _check_finite(result: StepResult, step: int) -> None:

@@ -1,7 +1,10 @@
 """Rules across groups: what no single setting can know. The login node and every rank call the same."""
 
+from itertools import pairwise
+
 from training.batch import find_world_size, plan_batch
 from training.config.schema import RunConfig
+from training.config.sources import MixtureConfig
 from training.errors import ConfigError
 
 
@@ -16,6 +19,8 @@ def check_rules(config: RunConfig) -> None:
     _check_adapter(config)
     _check_strategy(config)
     _check_schedule(config)
+    _check_mixture(config)
+    _check_prepare(config)
 
 
 def _check_model(config: RunConfig) -> None:
@@ -64,4 +69,67 @@ def _check_schedule(config: RunConfig) -> None:
         raise ConfigError(
             f"schedule.warmup_steps + schedule.decay_steps = {used} is more than loop.max_steps={steps}; "
             "shorten them"
+        )
+
+
+def _check_mixture(config: RunConfig) -> None:
+    mixture, sources = config.data.mixture, list(config.data.sources)
+    replayed = mixture.replay.source if mixture.replay else None
+    for name in mixture.shares:
+        if name not in sources:
+            raise ConfigError(
+                f"data.mixture.shares.{name} names no source; data.sources has {', '.join(sources)}"
+            )
+    if replayed in mixture.shares:
+        raise ConfigError(
+            f"data.mixture.shares.{replayed}: the replay source is read by data.mixture.replay.phases; "
+            "take its share out"
+        )
+    if mixture.by == "documents" and mixture.shares:
+        raise ConfigError(
+            "data.mixture.shares is not used with data.mixture.by=documents; use by=weights, epochs or tokens"
+        )
+    for name in sources:
+        if mixture.by != "documents" and name not in mixture.shares and name != replayed:
+            raise ConfigError(
+                f"data.mixture.shares.{name} is missing; data.mixture.by={mixture.by} needs a share for "
+                "every source"
+            )
+    _check_replay(mixture, sources)
+
+
+def _check_replay(mixture: MixtureConfig, sources: list[str]) -> None:
+    replay = mixture.replay
+    if replay is None:
+        return
+    if replay.source not in sources:
+        raise ConfigError(
+            f"data.mixture.replay.source={replay.source} names no source; data.sources has "
+            f"{', '.join(sources)}"
+        )
+    if len(sources) == 1:
+        raise ConfigError(
+            f"data.mixture.replay.source={replay.source} is the only source; add what it is mixed with to "
+            "data.sources"
+        )
+    steps = [phase.from_step for phase in replay.phases]
+    if steps[0] != 0:
+        raise ConfigError(
+            f"data.mixture.replay.phases.0.from_step={steps[0]}; the first phase begins at step 0 (its ratio "
+            "may be 0)"
+        )
+    for number, (earlier, later) in enumerate(pairwise(steps), start=1):
+        if later <= earlier:
+            raise ConfigError(
+                f"data.mixture.replay.phases.{number}.from_step={later} does not come after {earlier}; "
+                "put the phases in the order of their steps"
+            )
+
+
+def _check_prepare(config: RunConfig) -> None:
+    prepare = config.prepare
+    if prepare.task >= prepare.tasks:
+        raise ConfigError(
+            f"prepare.task={prepare.task} is not one of prepare.tasks={prepare.tasks}; count from 0 to "
+            f"{prepare.tasks - 1}"
         )

@@ -112,6 +112,23 @@ def test_a_resumed_run_keeps_its_id_and_sends_no_step_twice(tmp_path: Path) -> N
     assert read_offline_steps(layout) == [(run_id, step) for step in range(1, 31)]
 
 
+def test_the_loss_of_each_source_is_a_metric_of_its_own(tmp_path: Path) -> None:
+    layout = new_run(tmp_path, "offline")
+    handle = start_tracker(layout)
+    journal = Journal(layout.metrics)
+    journal.append({"step": 1, "loss": 2.5, "loss_by_source": {"law": 2.0, "replay": None}, "incarnation": 1})
+    journal.close()
+    handle.close(60)
+    (file,) = (layout.tracker / "wandb").glob("offline-run-*/*.wandb")
+    records = list(read_records(file.read_bytes()[WANDB_HEADER:]))
+    (row,) = (record.history.item for record in records if record.WhichOneof("record_type") == "history")
+    values = {"/".join([item.key] if item.key else item.nested_key): item.value_json for item in row}
+    assert {name: json.loads(text) for name, text in values.items() if name.startswith("loss")} == {
+        "loss": 2.5,
+        "loss/law": 2.0,
+    }
+
+
 def test_a_killed_trainer_leaves_a_helper_that_sends_the_rest_and_ends(tmp_path: Path) -> None:
     layout = new_run(tmp_path, "offline")
     script = (

@@ -138,7 +138,9 @@ def test_a_kernel_that_does_not_run_is_one_line_too() -> None:
     model = build_llama()
     AttentionInterface.register("metier_varlen", fail)
     model.set_attn_implementation("metier_varlen")
-    with pytest.raises(ModelError, match=r"varlen does not run .*\(only fp16 and bf16\); use model.attention="):
+    with pytest.raises(
+        ModelError, match=r"varlen does not run .*\(only fp16 and bf16\); use model.attention="
+    ):
         check_isolation(model, TEXTS)
 
 

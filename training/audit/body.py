@@ -59,7 +59,7 @@ def find_audit_folder(data_path: str) -> Path:
 
 def _examine(config: RunConfig, train: Corpus, held_out: Corpus, tokenizer: Any) -> AuditReport:
     plan = open_plan(train, config.batch.sequence_length, config.data.long_documents)
-    facts = find_facts(train.manifest, plan.counts.by_source, config.batch.sequence_length)
+    facts = find_facts(train.manifest, plan.by_source, config.batch.sequence_length)
     scans = _search([train, held_out], config.audit, tokenizer, config.data.personal_data.detectors)
     shares = {name: scan.documents for name, scan in scans.items()}
     return AuditReport(

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from training.data.documents import sample_evenly
-from training.data.reader import Corpus
+from training.data.manifest import SplitRecord
+from training.data.mapped import StoredDocument
 
 SHARDS_PER_SPLIT = 64
 """A sample of a source touches no more shards of a split than this: what lies far away is not all fetched."""
@@ -15,16 +17,31 @@ SHARDS_PER_SPLIT = 64
 Numbers = npt.NDArray[np.int64]
 
 
+class Documents(Protocol):
+    """One split of a corpus; see ``training.data.reader.Corpus``."""
+
+    @property
+    def record(self) -> SplitRecord:
+        """What the manifest says of the split."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """int32 [documents]: tokens of each; negative: removed."""
+
+    def document(self, index: int) -> StoredDocument:
+        """Read one."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
     """Documents of one split."""
 
-    corpus: Corpus
+    corpus: Documents
     documents: Numbers
     """int64: their numbers in the corpus, ascending."""
 
 
-def choose_documents(corpora: Sequence[Corpus], source: str, limit: int | None) -> list[Choice]:
+def choose_documents(corpora: Sequence[Documents], source: str, limit: int | None) -> list[Choice]:
     """Choose up to ``limit`` documents of ``source``, at even distances over the splits in ``corpora``.
 
     Documents removed from train are not among them. None: all documents.
@@ -42,7 +59,7 @@ def choose_documents(corpora: Sequence[Corpus], source: str, limit: int | None) 
     return [Choice(corpus, each) for corpus, each in zip(corpora, numbers, strict=True)]
 
 
-def _documents_of(corpus: Corpus, source: str, *, is_sample: bool) -> Numbers:
+def _documents_of(corpus: Documents, source: str, *, is_sample: bool) -> Numbers:
     shards = corpus.record.shards
     ends = np.cumsum([shard.documents for shard in shards], dtype=np.int64)
     places = [place for place, shard in enumerate(shards) if shard.source == source]

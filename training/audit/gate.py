@@ -31,7 +31,7 @@ def check_audit(
 
     Args:
         manifest: Of the corpus.
-        packings: What packing the train split came to, by source: ``RowPlan.counts.by_source``.
+        packings: What packing the train split came to, by source: ``RowPlan.by_source``.
         sequence_length: ``batch.sequence_length``.
         audit: The thresholds. ``max_personal_data`` needs the documents: only `metier audit` looks at it.
 
@@ -66,7 +66,7 @@ def find_breaches(
         yield from _of_source(source, audit)
         if personal_data and source.name in personal_data:
             found = personal_data[source.name]
-            said = f"{_say(found)} searched documents hold personal data"
+            said = f"{_say(found, 'searched documents')} hold personal data"
             yield from _above(source, "max_personal_data", audit.max_personal_data, found, said)
     density = facts.slots.value
     # A row that stays open because nothing is left to put into it is no fault of the corpus.
@@ -82,18 +82,18 @@ def find_breaches(
 
 
 def _of_source(source: SourceFacts, audit: AuditConfig) -> Iterator[Breach]:
-    said = f"{_say(source.without_targets)} documents hold no target"
+    said = f"{_say(source.without_targets, 'documents')} hold no target"
     yield from _above(source, "max_without_targets", audit.max_without_targets, source.without_targets, said)
-    said = f"{_say(source.targets)} tokens are targets"
+    said = f"{_say(source.targets, 'tokens')} are targets"
     yield from _below(source, "min_target_share", audit.min_target_share, source.targets, said)
-    said = f"the end token is a target of {_say(source.turn_ends)} answers"
+    said = f"the end token is a target of {_say(source.turn_ends, 'answers')}"
     yield from _below(source, "min_turn_ends", audit.min_turn_ends, source.turn_ends, said)
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in source.record.skipped.items())
-    said = f"{_say(source.skipped)} records were left out as bad ({reasons})"
+    said = f"{_say(source.skipped, 'records')} were left out as bad ({reasons})"
     yield from _above(source, "max_skipped", audit.max_skipped, source.skipped, said)
-    said = f"{_say(source.cut)} documents are longer than batch.sequence_length and were cut or dropped"
+    said = f"{_say(source.cut, 'documents')} are longer than batch.sequence_length and were cut or dropped"
     yield from _above(source, "max_cut", audit.max_cut, source.cut, said)
-    said = f"{_say(source.removed)} train documents are held out as well and were removed"
+    said = f"{_say(source.removed, 'train documents')} are held out as well and were removed"
     yield from _above(source, "max_removed", audit.max_removed, source.removed, said)
 
 
@@ -125,5 +125,5 @@ def _breach(source: SourceFacts, key: str, said: str) -> Breach:
     return Breach(key=key, source=source.name, line=line)
 
 
-def _say(share: Share) -> str:
-    return f"{share.part:,} of {share.whole:,} ({share.part / (share.whole or 1):.3g})"
+def _say(share: Share, things: str) -> str:
+    return f"{share.part:,} of {share.whole:,} {things} ({share.part / (share.whole or 1):.3g})"

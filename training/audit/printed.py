@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from training.audit.choose import choose_documents
+from training.audit.choose import Documents, choose_documents
 from training.data.mapped import StoredDocument
-from training.data.reader import Corpus
 
 SHOWN_TOKENS = 300
 """Of a longer document, so many tokens of its beginning and as many of its end are shown."""
@@ -41,7 +40,7 @@ class PrintedDocument:
 
 
 def print_documents(
-    corpus: Corpus, sources: Sequence[str], count: int, tokenizer: Any
+    corpus: Documents, sources: Sequence[str], count: int, tokenizer: Any
 ) -> list[PrintedDocument]:
     """Choose ``count`` documents over all sources, as evenly as it goes, and cut them into pieces.
 

@@ -1,18 +1,22 @@
 """What one rank reads next: its samples of the coming steps, and the shards that they will need."""
 
+import contextlib
 import queue
 import threading
-from collections import Counter, deque
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from training.batch import BatchPlan
-from training.data.access import CachedFiles, Files
+from training.data.access import CachedFiles
 from training.data.manifest import FileRecord
 from training.data.reader import Corpus
+from training.errors import MetierError
 
 FETCH_THREADS = 4
 CACHE_SHARE = 16
@@ -22,29 +26,28 @@ Numbers = npt.NDArray[np.integer]
 
 
 class Samples(Protocol):
-    """The samples of one global batch."""
+    """The samples of some global batches, one after the other."""
 
     @property
     def shards(self) -> Numbers:
-        """int [global_batch_size]."""
+        """int [steps x global_batch_size]."""
 
     @property
     def rows(self) -> Numbers:
-        """int [global_batch_size]: rows of these shards."""
+        """int [steps x global_batch_size]: rows of these shards."""
 
 
 class Order(Protocol):
     """The order of samples over the whole run."""
 
-    def batch(self, position: int) -> Samples:
-        """Give the global batch that begins at ``position``."""
+    def batch(self, position: int, steps: int = 1) -> Samples:
+        """Give the global batch that begins at ``position``, and those of the steps that follow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
     shards: Numbers
     rows: Numbers
-    distinct: list[int]
 
 
 class Upcoming:
@@ -54,96 +57,92 @@ class Upcoming:
         self, corpus: Corpus, order: Order, plan: BatchPlan, *, rank: int, position: int, ahead_steps: int
     ) -> None:
         """Begin at ``position``; nothing is fetched yet."""
-        self._corpus = corpus
         self._order = order
         self._size = plan.global_batch_size
         first = plan.first_sample(rank, 0)
         self._mine = slice(first, first + plan.samples_per_rank)
         self._position = position
         self._steps: deque[_Step] = deque()
-        self._needed: Counter[int] = Counter()
-        self._fetchers: Fetchers | None = None
-        self._ahead_steps = 0
+        self._prefetch: Prefetch | None = None
+        self._ahead_steps = ahead_steps
         if isinstance(corpus.files, CachedFiles):
-            self._fetchers = Fetchers(corpus.files, FETCH_THREADS)
-            self._ahead_steps = ahead_steps
-            self._ahead_bytes = corpus.files.cache.limit_bytes // CACHE_SHARE
+            self._prefetch = Prefetch(corpus.files, corpus.record.shards)
 
     def take(self, most: int) -> tuple[Numbers, Numbers]:
         """Give the samples of the next steps: shards and rows, int [steps x samples_per_rank].
 
         At least one step; further ones, ``most`` in all, only where no shard has to be waited for.
         """
-        self._look_ahead(most)
-        taken = [self._pop()]
-        while self._steps and len(taken) < most and self._is_here(self._steps[0]):
-            taken.append(self._pop())
-        self._look_ahead(0)
+        prefetch = self._prefetch
+        self._learn(most if prefetch is None else 1)
+        taken = [self._steps.popleft()]
+        while self._steps and len(taken) < most and (prefetch is None or prefetch.has(self._steps[0].shards)):
+            taken.append(self._steps.popleft())
+        if prefetch is not None:
+            self._learn(self._ahead_steps)
+            prefetch.want([taken[0].shards, *(step.shards for step in self._steps)])
         return np.concatenate([s.shards for s in taken]), np.concatenate([s.rows for s in taken])
 
     def close(self) -> None:
         """Fetch nothing more."""
-        if self._fetchers is not None:
-            self._fetchers.close()
+        if self._prefetch is not None:
+            self._prefetch.close()
 
-    def _look_ahead(self, steps: int) -> None:
-        while len(self._steps) < max(1, steps if self._fetchers is None else self._ahead_steps):
-            if self._steps and self._fetchers is not None and self._bytes() > self._ahead_bytes:
-                return
-            self._push()
-
-    def _push(self) -> None:
-        samples = self._order.batch(self._position)
-        self._position += self._size
-        shards, rows = samples.shards[self._mine], samples.rows[self._mine]
-        distinct = [] if self._fetchers is None else np.unique(shards).tolist()
-        self._steps.append(_Step(shards, rows, distinct))
-        for shard in distinct:
-            if not self._needed[shard] and self._fetchers is not None:
-                self._fetchers.request(self._corpus.record.shards[shard])
-            self._needed[shard] += 1
-
-    def _pop(self) -> _Step:
-        step = self._steps.popleft()
-        for shard in step.distinct:
-            self._needed[shard] -= 1
-            if not self._needed[shard]:
-                del self._needed[shard]
-        return step
-
-    def _is_here(self, step: _Step) -> bool:
-        records = self._corpus.record.shards
-        return all(self._corpus.files.is_here(records[shard]) for shard in step.distinct)
-
-    def _bytes(self) -> int:
-        return sum(self._corpus.record.shards[shard].bytes for shard in self._needed)
+    def _learn(self, steps: int) -> None:
+        missing = steps - len(self._steps)
+        if missing < 1:
+            return
+        samples = self._order.batch(self._position, missing)
+        self._position += missing * self._size
+        shape = (missing, self._size)
+        for shards, rows in zip(samples.shards.reshape(shape), samples.rows.reshape(shape), strict=True):
+            self._steps.append(_Step(shards[self._mine], rows[self._mine]))
 
 
-class Fetchers:
-    """A few threads that bring files here before they are needed."""
+class Prefetch:
+    """A few threads that bring the shards of coming steps here before they are needed."""
 
-    def __init__(self, files: Files, count: int) -> None:
+    def __init__(self, files: CachedFiles, records: Sequence[FileRecord], threads: int = FETCH_THREADS) -> None:
         """Start them. They are daemons: a fetch that hangs keeps no process from ending."""
         self._files = files
-        self._wanted: queue.SimpleQueue[FileRecord | None] = queue.SimpleQueue()
+        self._records = records
+        self._most_bytes = files.cache.limit_bytes // CACHE_SHARE
+        self._wanted: set[int] = set()
+        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._count = count
-        for _ in range(count):
+        self._threads = threads
+        for _ in range(threads):
             threading.Thread(target=self._work, name="fetch", daemon=True).start()
 
-    def request(self, record: FileRecord) -> None:
-        """Fetch a file when a thread is free."""
-        self._wanted.put(record)
+    def has(self, shards: Numbers) -> bool:
+        """Whether all of these are here."""
+        return all(self._files.is_here(self._records[shard]) for shard in np.unique(shards).tolist())
+
+    def want(self, steps: Iterable[Numbers]) -> None:
+        """Fetch the shards of the first ``steps``, as many as this process' share of the cache can hold.
+
+        A shard is asked for once while it stays wanted: should it fail, or be evicted before its use, then it
+        is fetched when it is read.
+        """
+        wanted: set[int] = set()
+        total = 0
+        for shard in dict.fromkeys(chain.from_iterable(np.unique(shards).tolist() for shards in steps)):
+            total += self._records[shard].bytes
+            if total > self._most_bytes and wanted:
+                break
+            wanted.add(shard)
+            if shard not in self._wanted:
+                self._queue.put(shard)
+        self._wanted = wanted
 
     def close(self) -> None:
         """Begin no further fetch."""
         self._closed.set()
-        for _ in range(self._count):
-            self._wanted.put(None)
+        for _ in range(self._threads):
+            self._queue.put(None)
 
     def _work(self) -> None:
-        while (record := self._wanted.get()) is not None and not self._closed.is_set():
-            try:
-                self._files.fetch(record)
-            except Exception:  # noqa: S112 - whoever needs the file tries again, and tells
-                continue
+        while (shard := self._queue.get()) is not None and not self._closed.is_set():
+            # Whoever reads the shard tries again, and tells.
+            with contextlib.suppress(MetierError):
+                self._files.fetch(self._records[shard])

@@ -35,6 +35,8 @@ from training.errors import DataError
 from training.files import write_atomically
 from training.layout import CorpusLayout
 
+MOST_FILES_NAMED = 100
+
 PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 
 
@@ -72,7 +74,8 @@ def assemble_manifest(
     """
     root = Path(data.path)
     tallies = {
-        name: add_tallies(record.tally for record in records if record.source == name) for name in data.sources
+        name: add_tallies(record.tally for record in records if record.source == name)
+        for name in data.sources
     }
     shards: dict[Split, list[ShardRecord]] = {
         split: [shard for record in records for shard in record.shards[split]] for split in SPLITS
@@ -130,7 +133,8 @@ def _check_documents(
             documents = sum(shard.documents for other in shards.values() for shard in other)
             raise DataError(
                 f"the {split} split is empty: data.held_out_fraction={data.held_out_fraction} and "
-                f"data.split_seed={data.split_seed} put none of {documents} documents there; change one of them"
+                f"data.split_seed={data.split_seed} put none of {documents} documents there; "
+                "change one of them"
             )
 
 
@@ -146,7 +150,9 @@ def _assemble_split(
     by_source = {name: subtract_counts(own, sources.get(name, NO_COUNTS)) for name, own in by_source.items()}
     kept = np.delete(lengths, removed)
     lengths[removed] *= -1
-    percentiles = np.percentile(kept, PERCENTILES, method="lower") if len(kept) else np.zeros(len(PERCENTILES))
+    percentiles = (
+        np.percentile(kept, PERCENTILES, method="lower") if len(kept) else np.zeros(len(PERCENTILES))
+    )
     return SplitRecord(
         counts=add_counts(by_source.values()),
         by_source=by_source,
@@ -213,8 +219,24 @@ def _count_of(
 
 
 def _describe_source(tally: Tally, trace: Provenance, removed: dict[str, int]) -> SourceRecord:
-    counted: dict[str, Any] = tally.model_dump(exclude={"by_task"})
-    return SourceRecord(provenance=trace.content, licence=trace.licence, **counted, **removed)
+    counted: dict[str, Any] = tally.model_dump(exclude={"by_task"}) | removed
+    provenance = {**_brief(_without_times(trace.content)), **trace.notes}
+    return SourceRecord(provenance=provenance, licence=trace.licence, **counted)
+
+
+def _without_times(value: Any) -> Any:
+    # A file that is copied or touched is the same file: its time would make another manifest of it.
+    if isinstance(value, dict):
+        return {key: _without_times(own) for key, own in value.items() if key != "modified_ns"}
+    return value
+
+
+def _brief(content: dict[str, Any]) -> dict[str, Any]:
+    """Name all files where they are few; else say how many there are, as every run reads the manifest."""
+    sizes = [entry.get("bytes") for entry in content.values() if isinstance(entry, dict)]
+    if len(sizes) <= MOST_FILES_NAMED:
+        return content
+    return {"files": len(sizes), "bytes": sum(size or 0 for size in sizes)}
 
 
 def _hash_manifest(manifest: Manifest) -> str:

@@ -1,209 +1,244 @@
 """Chats through the tokenizer's chat template, with targets exactly on the assistant's turns.
 
-The whole chat is rendered and tokenised once, as it would be for generation (the template writes
-every special token itself). Where an answer lies in that text is found
+A chat is rendered and tokenised as it is for generation (the template writes every special token itself).
+Where the answers lie in the text is known from the template's skeleton (``template_skeleton``). Their tokens
+are then found
 
-1. by the template's ``{% generation %}`` marks where it has them, else
-2. by prefixes: the chat before the turn plus the generation prompt ends where the answer begins, and
-   the chat up to the turn ends where the answer ends. Both must be prefixes of the whole; templates
-   that write a turn differently once it is not the last (Qwen 3 drops its thoughts) are found by the
-   answer's own text and the end token behind it.
+1. by the control tokens: the answer begins so many tokens behind the n-th, with the m-th it ends; no
+   character offsets are needed, and tokenising without them is a quarter faster; else
+2. by character offsets; else, where one token holds the end of the prompt and the beginning of the answer (a
+   line break after a line break), by tokenising prompt and answer apart, so that the prompt has the very ids
+   that it has in generation.
 
-The token that ends the turn belongs to the answer, white space after it does not. Where neither way is
-exact the document is refused: an answer learnt without its end, or a prompt learnt as an answer, is the
-kind of error that nobody sees in a loss curve.
+Whatever a template does, targets are an answer with the token that ends its turn, or the document is refused
+by name: an answer learnt without its end, or a prompt learnt as an answer, is the kind of error that nobody
+sees in a loss curve.
 """
 
-import re
-from bisect import bisect_left
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from jinja2 import TemplateError
+import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from training.data.documents import Document, Messages
+from training.data.control_tokens import ControlTokens
+from training.data.documents import Document, Message, Messages
+from training.data.template import Chat, ChatTemplate, Span, TemplateRefusalError, to_chat
+from training.data.template_answers import find_answers
+from training.data.template_skeleton import Skeleton, build_skeleton, mask, study_template
+from training.data.template_tokens import Anchors, Row, SpanTokenizer, find_by_anchors
 from training.errors import DataError, ModelError
 
-Span = tuple[int, int]
-"""Characters [start, stop) of the rendered chat."""
+_MOST_SHAPES = 4096
+"""Skeletons kept: chats without tool calls have few sequences of roles."""
 
-Chat = list[dict[str, str]]
-
-_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-def encode_chats(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[list[int], list[bool]]]:
-    """Render, tokenise and mark chats: token ids and whether each is a target.
-
-    Raises:
-        ModelError: The tokenizer has no chat template or cannot give character offsets.
-        DataError: The template fails on a document, or hides where an answer begins or ends.
-    """
-    template = _find_template(tokenizer)
-    chats = [to_chat(document.content) for document in documents if isinstance(document.content, Messages)]
-    if _GENERATION_MARK.search(template):
-        texts, spans = _render_marked(documents, chats, tokenizer, template)
-    else:
-        texts = _render(documents, chats, tokenizer, prompt=False)
-        spans = _find_spans(documents, chats, texts, tokenizer)
-    encodings = tokenizer(
-        texts,
-        add_special_tokens=False,  # the template wrote them: a second BOS would be a different prompt
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    rows = zip(encodings["input_ids"], encodings["offset_mapping"], spans, strict=True)
-    return [(ids, _mark(offsets, row_spans)) for ids, offsets, row_spans in rows]
+_PROBES = (("user", "assistant"), ("user", "assistant") * 2, ("system", *("user", "assistant") * 2))
+_PROBE_WORDS = ("What is a stroke?", "Which code has it?", "A part of the brain dies.", "It is I63.")
 
 
-def to_chat(content: Messages) -> Chat:
-    """Put a chat into the form that chat templates take."""
-    return [{"role": message.role, "content": message.content} for message in content.messages]
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedChat:
+    """A chat as the model reads it."""
+
+    input_ids: npt.NDArray[np.int32]
+    """int32 [L]."""
+
+    is_target: npt.NDArray[np.bool_]
+    """bool [L]."""
+
+    turns: int
+    """Answers to be learnt."""
+
+    turns_ended: int
+    """Those of them whose end token is a target."""
 
 
-def _find_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    if not tokenizer.is_fast:
-        raise ModelError(f"the tokenizer {tokenizer.name_or_path} has no tokenizer.json; chats need one")
-    try:
-        return str(tokenizer.get_chat_template())
-    except ValueError:
-        raise ModelError(
-            f"the tokenizer {tokenizer.name_or_path} has no chat template, and the documents are chats; "
-            "set model.chat_template to a Jinja file"
-        ) from None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """What is known of chats with one sequence of roles."""
+
+    skeleton: Skeleton
+    anchors: Anchors | None
 
 
-def _render(
-    documents: Sequence[Document], chats: list[Chat], tokenizer: PreTrainedTokenizerBase, *, prompt: bool
-) -> list[str]:
-    if not chats:
-        return []
-    try:
-        return list(tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=prompt))
-    except (TemplateError, TypeError, KeyError) as error:
-        if len(chats) == 1:
-            raise _refusal(documents[0], tokenizer, f"fails: {error}") from None
-    # One of them fails: find out which, to name it.
-    return [
-        text
-        for document, chat in zip(documents, chats, strict=True)
-        for text in _render([document], [chat], tokenizer, prompt=prompt)
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """A rendered chat, and how its answers are found among its tokens."""
+
+    text: str
+    anchors: Anchors | None
+    """Null: by ``spans``."""
+
+    spans: Callable[[], Mapping[int, Span]]
+    """Turn -> characters of the answer; only asked for when it is needed."""
 
 
-def _render_marked(
-    documents: Sequence[Document], chats: list[Chat], tokenizer: PreTrainedTokenizerBase, template: str
-) -> tuple[list[str], list[list[Span]]]:
-    texts: list[str] = []
-    spans: list[list[Span]] = []
-    for document, chat in zip(documents, chats, strict=True):
+class ChatEncoder:
+    """Encodes chats with one tokenizer and its template."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, control: ControlTokens
+    ) -> None:
+        """Study the template and try it on chats of one and several turns, with and without a system prompt.
+
+        Raises:
+            ModelError: The template does not show where answers begin and end, or the tokenizer cannot.
+        """
+        if not tokenizer.is_fast:
+            raise ModelError(f"the tokenizer {tokenizer.name_or_path} has no tokenizer.json; chats need one")
+        self._template = template
+        self._control = control
+        self._tokens = SpanTokenizer(tokenizer, control.tokens)
+        self._habits = study_template(template, control.pattern)
+        self._shapes: dict[tuple[tuple[str, bool], ...], _Shape] = {}
+        self._try_probes(tokenizer)
+
+    def encode_batch(self, documents: Sequence[Document], forged: Sequence[bool]) -> list[EncodedChat]:
+        """Encode chats, in their order.
+
+        Args:
+            documents: All with ``Messages``.
+            forged: Which of them hold control tokens in their contents.
+
+        Raises:
+            DataError: The template fails on a document, leaves a message out, or hides where an answer lies.
+        """
+        plans = [self._plan(document, held) for document, held in zip(documents, forged, strict=True)]
+        rows: list[Row | None] = [None] * len(plans)
+        anchored = [place for place, plan in enumerate(plans) if plan.anchors is not None]
+        encoded = self._tokens.encode_fast([plans[place].text for place in anchored])
+        for place, ids in zip(anchored, encoded, strict=True):
+            anchors = plans[place].anchors
+            spans = None if anchors is None else find_by_anchors(ids, anchors, self._tokens.is_control)
+            rows[place] = None if spans is None else (ids, spans)
+        missing = [place for place, row in enumerate(rows) if row is None]
+        located = self._tokens.encode_spans([(plans[place].text, plans[place].spans()) for place in missing])
+        for place, row in zip(missing, located, strict=True):
+            rows[place] = row
+        return [
+            self._mark(document, row)
+            for document, row in zip(documents, rows, strict=True)
+            if row is not None
+        ]
+
+    def _plan(self, document: Document, forged: bool) -> _Plan:
+        chat = to_chat(_messages(document))
         try:
-            rendered, marks = render_jinja_template(
-                [chat],
-                chat_template=template,
-                return_assistant_tokens_mask=True,
-                **tokenizer.special_tokens_map,
-            )
-        except (TemplateError, TypeError, KeyError) as error:
-            raise _refusal(document, tokenizer, f"fails: {error}") from None
-        if len(marks[0]) != sum(turn["role"] == "assistant" for turn in chat):
-            raise _refusal(document, tokenizer, f"marks {len(marks[0])} answers with {{% generation %}}")
-        texts.append(rendered[0])
-        spans.append([_close_mark(rendered[0], start, stop, tokenizer) for start, stop in marks[0]])
-    return texts, spans
+            text = self._template.render(chat)
+            shape = self._find_shape(chat)
+            contents = [message["content"] for message in chat]
+            for words in (contents, [content.strip() for content in contents]):
+                if shape.skeleton.fill(words) == text:
+                    loose = self._tokens.swallows and any(has_edges(content) for content in words)
+                    return _Plan(
+                        text=text,
+                        anchors=None if forged or loose else shape.anchors,
+                        spans=lambda words=words: shape.skeleton.find_spans(words),  # type: ignore[misc]
+                    )
+            spans = self._find_spans(document, text, shape.skeleton, forged)
+        except TemplateRefusalError as refusal:
+            raise self._refuse(document, refusal) from None
+        return _Plan(text=text, anchors=None, spans=lambda: spans)
 
+    def _find_shape(self, chat: Chat) -> _Shape:
+        if any(len(message) > 2 for message in chat):  # noqa: PLR2004 - more than role and content
+            return _Shape(skeleton=build_skeleton(self._template, chat, self._habits), anchors=None)
+        key = tuple((message["role"], bool(message["content"].strip())) for message in chat)
+        shape = self._shapes.get(key)
+        if shape is None:
+            skeleton = build_skeleton(self._template, chat, self._habits)
+            words = [message["content"] for message in mask(chat)]
+            anchors = self._tokens.find_anchors(skeleton.fill(words), skeleton.find_spans(words))
+            shape = _Shape(skeleton=skeleton, anchors=anchors)
+            if len(self._shapes) >= _MOST_SHAPES:
+                self._shapes.clear()
+            self._shapes[key] = shape
+        return shape
 
-def _close_mark(text: str, start: int, stop: int, tokenizer: PreTrainedTokenizerBase) -> Span:
-    # Some templates mark the words only: without the end token behind them no turn would ever end.
-    marked = text[start:stop].rstrip()
-    special = _special_tokens(tokenizer)
-    if special and not marked.endswith(special):
-        behind = next((token for token in special if text.startswith(token, stop)), "")
-        return start, stop + len(behind)
-    return start, start + len(marked)
+    def _find_spans(
+        self, document: Document, text: str, skeleton: Skeleton, forged: bool
+    ) -> Mapping[int, Span]:
+        """Find the answers of a chat into whose contents the template looks."""
+        hidden = self._control.hide(document) if forged else document
+        if hidden is None:
+            raise TemplateRefusalError("meets control tokens beside private characters")
+        chat = to_chat(_messages(hidden))
+        masked = self._template.render(chat) if forged else text
+        openings = skeleton.find_openings([message["content"] for message in chat])
+        spans = find_answers(self._template, chat, masked, self._habits, openings)
+        if not forged:
+            return spans
+        if self._control.restore(masked) != text:
+            raise TemplateRefusalError("changes control tokens in the contents")
+        length = {
+            place: len(self._control.restore(masked[:place])) for span in spans.values() for place in span
+        }
+        return {turn: (length[start], length[stop]) for turn, (start, stop) in spans.items()}
 
+    def _mark(self, document: Document, row: Row) -> EncodedChat:
+        ids, spans = row
+        messages = _messages(document).messages
+        wanted = _choose(document, messages, spans)
+        is_target = np.full(ids.size, document.train_on == "all", dtype=np.bool_)
+        for turn, (first, stop) in spans.items():
+            is_target[first:stop] = turn in wanted
+        ended = sum(self._tokens.is_control[ids[spans[turn][1] - 1]] for turn in wanted)
+        return EncodedChat(ids, is_target, len(wanted), int(ended))
 
-def _find_spans(
-    documents: Sequence[Document], chats: list[Chat], texts: list[str], tokenizer: PreTrainedTokenizerBase
-) -> list[list[Span]]:
-    turns = [
-        (place, turn)
-        for place, chat in enumerate(chats)
-        for turn, message in enumerate(chat)
-        if message["role"] == "assistant"
-    ]
-    owners = [documents[place] for place, _ in turns]
-    heads = _render(owners, [chats[place][:turn] for place, turn in turns], tokenizer, prompt=True)
-    earlier = [(place, turn) for place, turn in turns if turn + 1 < len(chats[place])]
-    until = dict(
-        zip(
-            earlier,
-            _render(
-                [documents[place] for place, _ in earlier],
-                [chats[place][: turn + 1] for place, turn in earlier],
-                tokenizer,
-                prompt=False,
-            ),
-            strict=True,
+    def _refuse(self, document: Document, refusal: TemplateRefusalError) -> DataError:
+        return DataError(
+            f"{document.id}: {self._template.name} {refusal}; set model.chat_template to a template that "
+            "takes this chat, or change the chat"
         )
-    )
-    special = _special_tokens(tokenizer)
-    spans: list[list[Span]] = [[] for _ in chats]
-    for (place, turn), head in zip(turns, heads, strict=True):
-        text, answer = texts[place], chats[place][turn]["content"]
-        span = _find_span(text, head, until.get((place, turn), text), answer, special)
-        if span is None:
-            raise _refusal(
-                documents[place],
-                tokenizer,
-                f"does not show where the answer messages[{turn}] begins and ends",
-            )
-        if answer.strip():
-            spans[place].append(span)
-    return spans
+
+    def _try_probes(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Encode chats with known answers and read the targets back.
+
+        A template may refuse a system prompt or a second turn; documents with those are then refused by name.
+        """
+        for roles in _PROBES:
+            chat = _build_probe(roles)
+            try:
+                shape = self._find_shape(to_chat(_messages(chat)))
+            except TemplateRefusalError:
+                continue
+            contents = [message.content for message in _messages(chat).messages]
+            text = shape.skeleton.fill(contents)
+            ids, spans = self._tokens.encode_spans([(text, shape.skeleton.find_spans(contents))])[0]
+            for turn, (start, stop) in shape.skeleton.find_spans(contents).items():
+                found = tokenizer.decode(ids[slice(*spans[turn])])
+                # Decoders of SentencePiece tokenizers drop a leading space.
+                if "".join(found.split()) != "".join(text[start:stop].split()):
+                    raise ModelError(
+                        f"{self._template.name}: the tokens learnt of a test chat read {found!r}, wanted "
+                        f"{text[start:stop]!r}; the tokenizer's character offsets are wrong, use another"
+                    )
 
 
-def _find_span(text: str, head: str, until: str, answer: str, special: tuple[str, ...]) -> Span | None:
-    start = len(head)
-    answer = answer.strip()
-    if not text.startswith(head) or not until.startswith(head):
-        return None
-    if text.startswith(until) and answer in until[start:]:
-        return start, max(start, len(until.rstrip()))
-    # The turn is written otherwise than when it was the last: the answer must follow at once, and
-    # the first special token that stood behind it.
-    behind = until[start:].rpartition(answer)[2] if answer else until[start:]
-    ends = [(behind.index(token), token) for token in special if token in behind]
-    if not ends:
-        return None
-    place, token = min(ends)
-    turn = answer + behind[:place] + token
-    lead = len(text[start:]) - len(text[start:].lstrip())
-    return (start, start + lead + len(turn)) if text.startswith(turn, start + lead) else None
+def has_edges(content: str) -> bool:
+    """Whether white space stands around a content: some tokens swallow what stands beside them."""
+    return content[:1].isspace() or content[-1:].isspace()
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    added = tokenizer.added_tokens_decoder.values()
-    return tuple({*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)})
+def _messages(document: Document) -> Messages:
+    if not isinstance(document.content, Messages):
+        raise TypeError(f"{document.id} is no chat")
+    return document.content
 
 
-def _mark(offsets: Sequence[Span], spans: list[Span]) -> list[bool]:
-    marks = [False] * len(offsets)
-    starts = [start for start, _ in offsets]
-    for start, stop in spans:
-        first, last = bisect_left(starts, start), bisect_left(starts, stop)
-        marks[first:last] = [True] * (last - first)
-    return marks
+def _choose(document: Document, messages: Sequence[Message], spans: Mapping[int, Span]) -> set[int]:
+    """Choose the answers to be learnt."""
+    last = max((turn for turn, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    return {
+        turn
+        for turn in spans
+        if messages[turn].weight and (document.train_on != "last_assistant" or turn == last)
+    }
 
 
-def _refusal(document: Document, tokenizer: PreTrainedTokenizerBase, problem: Any) -> DataError:
-    return DataError(
-        f"{document.id}: the chat template of {tokenizer.name_or_path} {problem}; set model.chat_template to "
-        "a template that takes this chat, best one with {% generation %} marks"
-    )
+def _build_probe(roles: Sequence[str]) -> Document:
+    user, assistant = iter(_PROBE_WORDS[:2]), iter(_PROBE_WORDS[2:])
+    words = {"user": user, "assistant": assistant, "system": iter(["You code diagnoses."])}
+    messages = tuple(Message(role, next(words[role])) for role in roles)
+    return Document(id="test chat", family="", source="", task="", content=Messages(messages))

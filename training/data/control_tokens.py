@@ -54,8 +54,8 @@ class ControlTokens:
             for document, token in zip(documents, found, strict=True):
                 if token is not None:
                     raise DataError(
-                        f"{document.id}: its text holds the control token {token}, which would forge the end or "
-                        "the beginning of a turn; take it out, or set data.control_tokens=remove (or keep)"
+                        f"{document.id}: its text holds the control token {token}, which would forge a "
+                        "turn; take it out, or set data.control_tokens=remove (or keep)"
                     )
         if action == "remove":
             documents = [
@@ -183,7 +183,7 @@ def _change_strings(value: Any, change: Any) -> Any:
 
 
 def _build_pattern(tokens: Sequence[str]) -> str:
-    """Write an alternation that looks at each character once: Llama 3 has 256 tokens that begin with ``<|``."""
+    """Write an alternation that looks at a character once: Llama 3 has 256 tokens that begin alike."""
     branches: dict[str, list[str]] = {}
     for token in tokens:
         if token:

@@ -1,11 +1,12 @@
 """Prepares a corpus: sources -> token ids -> shards, once per data configuration and tokenizer.
 
-The folder is a corpus once its manifest is there; the manifest is written last and names all that counts. What
-an earlier call committed is kept, whatever ended that call.
+The folder is a corpus once its manifest is there; the manifest is written last and names all that counts.
+What an earlier call committed is kept, whatever ended that call.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,8 +60,8 @@ def prepare_corpus(
 ) -> Prepared:
     """Encode what is not yet encoded, and write the manifest; keep a corpus that is there already.
 
-    The same input gives the same bytes, for any number of processes. A corpus that was there stays whole until
-    the new manifest takes the old one's place; then the files that it does not name are removed.
+    The same input gives the same bytes, for any number of processes. A corpus that was there stays whole
+    until the new manifest takes the old one's place; then the files that it does not name are removed.
 
     Raises:
         DataError: A source is missing or damaged, or changed meanwhile, or a split is empty.
@@ -176,19 +177,14 @@ def _encode_parts(
             for part in sorted(todo, key=lambda part: -part.bytes)
         ]
     )
-    still = {part.key for part in _plan(layout, data, tokenizer)}
-    for part in parts:
-        if part.key not in still:
-            raise DataError(
-                f"data.sources.{part.source}: {part.pieces[0].name} or one of its neighbours changed while it "
-                "was read; run the same command again"
-            )
 
 
 def _read_finished(layout: CorpusLayout, parts: Sequence[Part]) -> list[PartRecord]:
     records = [read_record(layout, part) for part in parts]
     if any(not record.is_finished for record in records):
-        raise DataError(f"{layout.root}: a shard vanished while the corpus was made; run the same command again")
+        raise DataError(
+            f"{layout.root}: a shard vanished while the corpus was made; run the same command again"
+        )
     return records
 
 
@@ -218,12 +214,12 @@ def _find_whole(layout: CorpusLayout, recipe: str) -> Manifest | None:
 
 
 def _list_files(manifest: Manifest) -> list[FileRecord]:
-    return [
-        record for split in manifest.splits.values() for record in (split.lengths, *split.shards)
-    ]
+    return [record for split in manifest.splits.values() for record in (split.lengths, *split.shards)]
 
 
 def _remove_leftovers(layout: CorpusLayout, manifest: Manifest, parts: Sequence[Part]) -> None:
+    # Packing plans are made of the index, and again where they are missing.
+    shutil.rmtree(layout.plans, ignore_errors=True)
     named = {Path(record.file).name for record in _list_files(manifest)}
     records = {f"{part.key}.json" for part in parts} | {_lock_path(layout).name, _recipe_path(layout).name}
     for folder, kept in ((layout.shards, named), (layout.index, named), (layout.parts, records)):

@@ -1,30 +1,35 @@
 """Train documents that are held out as well, word for word or nearly, and copies within train.
 
-Exact copies have the same XXH3-64 of their token ids. Two different documents have it with a chance of 2^-64 a
-pair: for 10^9 train and 10^8 held-out documents, one in two hundred that a single document is removed wrongly.
+Exact copies have the same XXH3-64 of their token ids. Two different documents have it with a chance of 2^-64
+a pair: for 10^9 train and 10^8 held-out documents, one in two hundred that one document is removed wrongly.
 
-Near copies have a Jaccard similarity J of their sets of token 5-grams of at least ``near_threshold`` t with one
-held-out document. Grams that more than half of a source's documents of one task share (its chat template,
-system prompt and question) are left out of all sets: they say how it asks, not what. They are told from an even
-sample of ``SAMPLE`` documents a task. Documents of which nothing else is left are compared exactly only.
+Near copies have a Jaccard similarity J of their sets of token 5-grams of at least ``near_threshold`` t with
+one held-out document. Grams that more than half of a source's documents of one task share (its chat template,
+system prompt and question) are left out of all sets: they say how it asks, not what. They are told from an
+even sample of some ``SAMPLE`` documents a task. Documents of which nothing else is left, and those of fewer
+than five tokens, are compared exactly only.
 
-1. Of J(A, B) >= t follows that t of A's grams are in the union of all held-out documents' grams; that is cheap
-   to know (``GramTable``) and drops nearly all of train. The same, the other way round, drops held-out documents.
-2. What is left is compared by MinHash with banded LSH (Broder 1997; Leskovec et al., Mining of Massive Datasets,
-   ch. 3; package ``datasketch``), and each pair found is judged by its exact J: nothing is removed wrongly.
+1. Of J(A, B) >= t follows that t of A's grams are in the union of all held-out documents' grams; that is
+   cheap to know (``GramTable``) and drops nearly all of train. The same, the other way round, drops held-out
+   documents.
+2. What is left is compared by MinHash with banded LSH (Broder 1997; Leskovec et al., Mining of Massive
+   Datasets, ch. 3; package ``datasketch``), and each pair found is judged by its exact J: nothing is removed
+   wrongly.
 
-What is missed: a pair at exactly J = t, with a chance of at most ``MISSED`` (1e-4; more below t = 0.07, where 128
-permutations do not suffice), falling fast above it; pairs whose estimate is four standard errors below t (3e-5);
-grams that share a slot with an ignored one count for nothing in step 1 (less than one in 1,000). Where the held-out split
-has more than 2^25 tokens, step 1 knows a sample of its grams only and allows three standard errors.
+What is missed: a pair at exactly J = t, with a chance of at most ``MISSED`` (1e-4; more below t = 0.07, where
+128 permutations do not suffice), falling fast above it; pairs whose estimate is four standard errors below t
+(3e-5); grams that share a slot with an ignored one count for nothing in step 1 (less than one in 1,000).
+Where the held-out split has more than 2^25 tokens, step 1 knows a sample of its grams only, and allows three
+standard errors (1e-3).
 
-Memory: at most 256 MB for the table, 8 bytes for each train document, and for each document left after step 1
-about 1 KB and its grams.
+Memory: at most 256 MB for the table, some 30 bytes for each document, one shard, and for each document left
+after step 1 about 1 KB and its grams. Time: tens of millions of tokens a second and core.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +61,8 @@ PERMUTATIONS = 128
 
 _ESTIMATE_ERRORS = 4.0
 _SAMPLING_ERRORS = 3.0
-_BIT_PLACE = np.uint64(20)
+_HALF = np.uint64(32)
+_BIT_PLACE = np.uint64(26)
 
 Numbers = npt.NDArray[np.int64]
 """Document numbers of one split, ascending."""
@@ -106,9 +112,10 @@ def find_duplicates(
 
 
 def choose_bands(threshold: float) -> tuple[int, int]:
-    """Choose LSH's bands and rows of each, as many rows as miss a pair at the threshold at most ``MISSED`` often.
+    """Choose LSH's bands and rows: the most rows that miss a pair at the threshold at most ``MISSED`` often.
 
-    A pair of similarity s is found with probability 1 - (1 - s^rows)^bands (Mining of Massive Datasets, 3.4.2).
+    A pair of similarity s is found with probability 1 - (1 - s^rows)^bands (Mining of Massive Datasets,
+    3.4.2).
     """
     for rows in range(PERMUTATIONS // 2, 1, -1):
         bands = PERMUTATIONS // rows
@@ -122,7 +129,7 @@ def _hash_documents(documents: Documents) -> Hashes:
         (
             xxhash.xxh3_64_intdigest(content[width * begin : width * end])
             for content, width, bounds in _contents(documents)
-            for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
+            for begin, end in pairwise(bounds)
         ),
         dtype=np.uint64,
         count=len(documents),
@@ -131,7 +138,7 @@ def _hash_documents(documents: Documents) -> Hashes:
 
 def _contents(documents: Documents) -> Iterable[tuple[memoryview, int, list[int]]]:
     for chunk in documents.chunks():
-        yield memoryview(chunk.ids).cast("B"), chunk.ids.itemsize, chunk.bounds.tolist()
+        yield chunk.ids.data.cast("B"), chunk.ids.itemsize, chunk.bounds.tolist()
 
 
 def _find_repeated(hashes: Hashes) -> npt.NDArray[np.bool_]:
@@ -239,14 +246,14 @@ def _judge(grams: list[Hashes], others: list[Hashes], threshold: float) -> npt.N
     signatures = np.empty((len(others), PERMUTATIONS), dtype=np.uint32)
     for place, other in enumerate(others):
         sketch = blank.copy()
-        sketch.update_batch((other >> np.uint64(32)).tolist())
+        sketch.update_batch((other >> _HALF).tolist())
         signatures[place] = sketch.hashvalues
         index.insert(place, sketch, check_duplication=False)
     least = threshold - _ESTIMATE_ERRORS * np.sqrt(threshold * (1 - threshold) / PERMUTATIONS)
     verdicts = np.zeros(len(grams), dtype=np.bool_)
     for place, own in enumerate(grams):
         sketch = blank.copy()
-        sketch.update_batch((own >> np.uint64(32)).tolist())
+        sketch.update_batch((own >> _HALF).tolist())
         found = np.array(sorted(index.query(sketch)), dtype=np.int64)
         estimates = (signatures[found] == sketch.hashvalues).mean(axis=1)
         likely = found[estimates >= least]

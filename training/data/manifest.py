@@ -66,9 +66,11 @@ class SourceRecord(Section):
     """Where one source's documents came from, and what became of them; nothing is lost silently."""
 
     provenance: dict[str, Any]
+    """What the documents were made of, without times, and what the user wrote beside it."""
+
     licence: str
     documents: NonNegativeInt
-    """Documents read and encoded, in both splits."""
+    """Documents read and encoded: those in both splits, those without targets and those removed."""
 
     without_targets: NonNegativeInt
     """Documents left out because nothing in them can be learnt."""
@@ -101,7 +103,7 @@ class Manifest(Section):
 
     format: int
     fingerprint: str
-    """Changes with the data configuration, the sources' content, and the tokenizer."""
+    """Hash of all else in the manifest: another corpus has another one, the same one made again has the same."""
 
     tokenizer: str
     """The tokenizer's own fingerprint, chat template included."""

@@ -10,7 +10,7 @@ import heapq
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -24,8 +24,8 @@ from training.errors import DataError
 MAX_PERIOD = 10_000
 """Weights without so small a common denominator are rounded to multiples of 1 / 10,000."""
 
-EVERYTHING = "*"
-"""The stream of all sources together, each document once an epoch; no source can have this name."""
+EVERYTHING = ""
+"""The stream of all sources together (the replay source aside), each document once an epoch."""
 
 NOTABLE = 0.01
 """Shares that ask for this much more or less than the run reads are worth a note."""
@@ -41,6 +41,15 @@ class MixturePhase:
 
     table: npt.NDArray[np.int32]
     """int32 [P + 1, K]: samples of each stream in the first 0..P places of the word."""
+
+    def counts(self, position: int) -> tuple[int, ...]:
+        """Count each stream's samples among the first ``position`` of the run, if the phase holds so long."""
+        periods, rest = divmod(position - self.start, len(self.table) - 1)
+        whole, part = self.table[-1].tolist(), self.table[rest].tolist()
+        return tuple(
+            before + periods * count + more
+            for before, count, more in zip(self.counts_before, whole, part, strict=True)
+        )
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -62,13 +71,7 @@ class Mixture:
 
     def counts(self, position: int) -> tuple[int, ...]:
         """Count each stream's samples among the first ``position`` of the run."""
-        phase = self.phases[bisect_right(self.phases, position, key=lambda phase: phase.start) - 1]
-        periods, rest = divmod(position - phase.start, len(phase.table) - 1)
-        whole, part = phase.table[-1].tolist(), phase.table[rest].tolist()
-        return tuple(
-            before + periods * count + more
-            for before, count, more in zip(phase.counts_before, whole, part, strict=True)
-        )
+        return self.phases[bisect_right(self.phases, position, key=_start) - 1].counts(position)
 
     def most_per_batch(self, global_batch_size: int) -> tuple[int, ...]:
         """Count each stream's samples in a global batch of the phase that has most of it; at least 1."""
@@ -97,30 +100,22 @@ def build_mixture(
     notes: list[str] = []
     wanted = _weigh_sources(config, sources)
     total = sum(wanted.values())
-    weights = {name: weight / total for name, weight in wanted.items()}
+    weights = [weight / total for weight in wanted.values()]
     replay = config.replay
-    streams = [*weights] if replay is None else [*weights, _find_rows(replay.source, sources)]
-    starts = [(0, Fraction(0))]
+    streams = tuple(wanted) if replay is None else (*wanted, _find_rows(replay.source, sources))
+    ratios = {0: Fraction(0)}
     if replay is not None:
-        starts = [(phase.from_step * global_batch_size, _exact(phase.ratio)) for phase in replay.phases]
+        ratios = {phase.from_step * global_batch_size: _exact(phase.ratio) for phase in replay.phases}
     phases: list[MixturePhase] = []
-    for start, ratio in starts:
-        shares = [weight * (1 - ratio) for weight in weights.values()]
-        table = _tabulate(_find_period([*shares, ratio] if replay else shares, streams, notes))
-        before = tuple(0 for _ in streams)
-        if phases:
-            reached = Mixture(streams=tuple(streams), phases=tuple(phases), notes=())
-            before = reached.counts(start)
-        phases.append(MixturePhase(start, before, table))
-    mixture = Mixture(streams=tuple(streams), phases=tuple(phases), notes=tuple(notes))
-    if config.by not in {"epochs", "tokens"}:
+    for start, ratio in ratios.items():
+        shares = [weight * (1 - ratio) for weight in weights] + ([ratio] if replay else [])
+        before = phases[-1].counts(start) if phases else (0,) * len(streams)
+        phases.append(MixturePhase(start, before, _tabulate(_find_period(shares, streams, notes))))
+    mixture = Mixture(streams=streams, phases=tuple(phases), notes=tuple(notes))
+    if config.by in {"documents", "weights"}:
         return mixture
     given = sum(mixture.counts(global_batch_size * max_steps)[: len(weights)])
-    return Mixture(
-        streams=mixture.streams,
-        phases=mixture.phases,
-        notes=(*notes, *_compare(config.by, asked=float(total), given=given)),
-    )
+    return replace(mixture, notes=(*notes, *_compare(config.by, asked=float(total), given=given)))
 
 
 def spread_word(counts: Sequence[int]) -> list[int]:
@@ -147,6 +142,12 @@ def spread_word(counts: Sequence[int]) -> list[int]:
 def _weigh_sources(config: MixtureConfig, sources: Mapping[str, PackingCounts]) -> dict[str, Fraction]:
     match config.by:
         case "documents":
+            replayed = config.replay.source if config.replay else None
+            if not any(counts.rows for name, counts in sources.items() if name != replayed):
+                raise DataError(
+                    f"data.mixture: only the replay source {replayed} has training documents; there is "
+                    "nothing to mix it with"
+                )
             return {EVERYTHING: Fraction(1)}
         case "weights":
             return {_find_rows(name, sources): _exact(share) for name, share in config.shares.items()}
@@ -171,6 +172,10 @@ def _find_rows(name: str, sources: Mapping[str, PackingCounts]) -> str:
     return name
 
 
+def _start(phase: MixturePhase) -> int:
+    return phase.start
+
+
 def _exact(number: float) -> Fraction:
     # As the user wrote it: 0.1 is a tenth.
     return Fraction(str(number))
@@ -182,10 +187,14 @@ def _find_period(shares: Sequence[Fraction], streams: Sequence[str], notes: list
     if period <= MAX_PERIOD:
         return tuple(int(share * period) for share in shares)
     # Largest remainders; no source that has a share goes without.
-    counts = [max(int(share * MAX_PERIOD), 1 if share else 0) for share in shares]
-    places = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i] * MAX_PERIOD, i))
-    for turn in range(abs(missing := MAX_PERIOD - sum(counts))):
-        counts[places[turn] if missing > 0 else counts.index(max(counts))] += 1 if missing > 0 else -1
+    exact = [share * MAX_PERIOD for share in shares]
+    counts = [max(int(count), 1 if count else 0) for count in exact]
+    while (missing := MAX_PERIOD - sum(counts)) != 0:
+        gaps = [wanted - count for wanted, count in zip(exact, counts, strict=True)]
+        if missing > 0:
+            counts[gaps.index(max(gaps))] += 1
+        else:
+            counts[counts.index(max(counts))] -= 1
     worst = max(range(len(shares)), key=lambda i: abs(counts[i] - shares[i] * MAX_PERIOD))
     notes.append(
         f"data.mixture: weights are rounded to 1/{MAX_PERIOD:,}; {streams[worst]} has "
@@ -206,6 +215,6 @@ def _compare(by: str, *, asked: float, given: int) -> list[str]:
     if abs(asked - given) <= NOTABLE * given:
         return []
     return [
-        f"data.mixture: shares by {by} ask for {asked:,.0f} samples, the run reads {given:,} of these sources: "
-        f"their proportions count, each is read {given / asked:.2f} times as much as it says"
+        f"data.mixture: shares by {by} ask for {asked:,.0f} samples, the run reads {given:,} of these "
+        f"sources: their proportions count, each is read {given / asked:.2f} times as much as it says"
     ]

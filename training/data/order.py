@@ -4,11 +4,11 @@ A *position* counts samples over the whole run, across all ranks and epochs. The
 not depend on the number of ranks, so the state of the data stream is one integer, and a run
 resumes on another number of GPUs without repeating or skipping a sample.
 
-A *stream* is all shards, or those of one source; the mixture says how many samples of each are in a global
-batch. An epoch of a stream is a line: its shards in a shuffled order, the rows shuffled within each, both anew
-every epoch. The line is cut into lanes, contiguous pieces; a global batch takes its samples from all over the
-line and lists them by their lanes. A node reads the same contiguous piece of each global batch, so about
-the same piece of the line: with N nodes, about 1/N of the shards (``docs/data.md`` has the bound).
+A *stream* is all shards, or those of one source; the mixture says how many samples of each are in a
+global batch. An epoch of a stream is a line: its shards in a shuffled order, the rows shuffled within each,
+both anew every epoch. The line is cut into sections, as many as a global batch takes samples of the stream;
+the batch takes one from each and lists them by section. A node reads the same contiguous piece of each
+global batch, so the same contiguous piece of the line: with N nodes, about 1/N of the shards.
 """
 
 from dataclasses import dataclass
@@ -52,8 +52,8 @@ class Samples:
 class Lanes:
     """Cuts an epoch's line of ``samples`` places into lanes, and says in which order places are visited.
 
-    ``spread`` samples that follow each other come from ``spread`` different sections of the line; a section is
-    ``depth`` lanes that take turns. All in closed form: place and section of any sample, none stored.
+    ``spread`` samples that follow each other come from ``spread`` different sections of the line; a
+    section is ``depth`` lanes that take turns. Place and section of any sample in closed form, none stored.
     """
 
     def __init__(self, samples: int, spread: int) -> None:
@@ -67,7 +67,7 @@ class Lanes:
         # The first `rest` lanes to be visited have one place more.
         self._long_turns, self._long_sections = divmod(rest, self.spread)
         is_long = np.argsort(self._section_of) < self._long_sections
-        self._long_before = np.cumsum(is_long) - is_long
+        self._long_before: Integers = np.cumsum(is_long) - is_long
 
     def visit(self, offsets: Integers) -> tuple[Integers, Integers]:
         """Find the place in the line and the section, int64 [n] each, of the epoch's samples ``offsets``."""
@@ -84,6 +84,16 @@ class Lanes:
         return lane * self._size + longer_before + index, section
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layout:
+    """One epoch's line, shard by shard."""
+
+    slots: Integers  # which of the stream's shards
+    begins: Integers
+    ends: Integers
+    keys: npt.NDArray[np.uint64]  # of the permutation of its rows
+
+
 class SampleStream:
     """The samples of some shards, epoch after epoch."""
 
@@ -96,23 +106,25 @@ class SampleStream:
         self._layout = lru_cache(maxsize=LAYOUTS_KEPT)(self._lay_out)
 
     def find(self, numbers: Integers) -> tuple[Integers, Integers, Integers, npt.NDArray[np.float64]]:
-        """Find samples int64 [n]: epoch, shard and row of each, and where in the line, 0..1, its section is."""
+        """Find samples int64 [n]: epoch, shard, row of each, and its section as a place in the line, 0..1."""
         epochs, offsets = np.divmod(numbers, self.samples)
         places, sections = self.lanes.visit(offsets)
-        slots = np.empty_like(places)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            order, ends = self._layout(epoch)
-            found = np.searchsorted(ends, places[here], side="right")
-            slots[here] = order[found]
-            places[here] -= ends[found]
-        counts, shards = self._rows[slots], self._shards[slots]
-        rows = permute(places + counts, counts, hash_keys(self._key, epochs, shards))
-        return epochs, shards, rows, (sections + 0.5) / self.lanes.spread
+        slots, keys = np.empty_like(places), np.empty(len(places), dtype=np.uint64)
+        first, last = int(epochs[0]), int(epochs[-1])
+        for epoch in range(first, last + 1):
+            here = slice(None) if first == last else epochs == epoch
+            layout = self._layout(epoch)
+            found = np.searchsorted(layout.ends, places[here], side="right")
+            slots[here], keys[here] = layout.slots[found], layout.keys[found]
+            places[here] -= layout.begins[found]
+        rows = permute(places, self._rows[slots], keys)
+        return epochs, self._shards[slots], rows, (sections + 0.5) / self.lanes.spread
 
-    def _lay_out(self, epoch: int) -> tuple[Integers, Integers]:
-        order = shuffled(len(self._rows), f"{self._key}/{epoch}")
-        return order, np.cumsum(self._rows[order])
+    def _lay_out(self, epoch: int) -> _Layout:
+        slots = shuffled(len(self._rows), f"{self._key}/{epoch}")
+        rows = self._rows[slots]
+        ends = np.cumsum(rows)
+        return _Layout(slots, ends - rows, ends, hash_keys(f"rows/{self._key}/{epoch}", self._shards[slots]))
 
 
 class SampleOrder:
@@ -129,18 +141,22 @@ class SampleOrder:
         """Rows of the streams together: a whole pass where there is one, a measure where they are mixed."""
         return sum(stream.samples for stream in self._streams)
 
-    def batch(self, position: int) -> Samples:
-        """Find the samples of the global batch that begins at ``position``, a multiple of its size."""
-        before = self.mixture.counts(position)
-        after = self.mixture.counts(position + self.global_batch_size)
-        parts = [
-            stream.find(np.arange(first, last, dtype=np.int64))
-            for stream, first, last in zip(self._streams, before, after, strict=True)
-            if last > first
-        ]
+    def batch(self, position: int, steps: int = 1) -> Samples:
+        """Find the samples of the global batch that begins at ``position``, a multiple of its size.
+
+        With ``steps``, of so many global batches one after the other, int32 [steps x global_batch_size]: the
+        same samples, many times faster than one by one where batches are small.
+        """
+        ends = range(position, position + (steps + 1) * self.global_batch_size, self.global_batch_size)
+        counts = np.array([self.mixture.counts(end) for end in ends], dtype=np.int64)
+        parts, numbers = [], []
+        for stream, seen in zip(self._streams, counts.T, strict=True):
+            if seen[-1] > seen[0]:
+                parts.append(stream.find(np.arange(seen[0], seen[-1], dtype=np.int64)))
+                numbers.append(np.repeat(np.arange(steps), np.diff(seen)))
         epochs, shards, rows, sections = (np.concatenate(column) for column in zip(*parts, strict=True))
-        # Equal sections stay in the order of streams and of samples.
-        dealt = np.argsort(sections, kind="stable")
+        # Within a step by section; equal sections stay in the order of streams and of samples.
+        dealt = np.lexsort((sections, np.concatenate(numbers)))
         return Samples(
             shards=shards[dealt].astype(np.int32),
             rows=rows[dealt].astype(np.int32),
@@ -169,9 +185,7 @@ def build_order(
     Raises:
         DataError: A source of the mixture has no row.
     """
-    mixed = build_mixture(
-        mixture, plan.by_source, global_batch_size=global_batch_size, max_steps=max_steps
-    )
+    mixed = build_mixture(mixture, plan.by_source, global_batch_size=global_batch_size, max_steps=max_steps)
     sources = np.asarray([shard.source for shard in record.shards])
     replayed = mixture.replay.source if mixture.replay else None
     streams: list[SampleStream] = []

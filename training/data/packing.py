@@ -143,7 +143,7 @@ def _refuse_long(lengths: Integers, sequence_length: int, name_of: Callable[[int
 
 
 def _pack_rests(sizes: Integers, sequence_length: int) -> tuple[Integers, Integers]:
-    """Pack pieces shorter than a row: their numbers row by row, int64 [P], and each row's count, int64 [R]."""
+    """Pack pieces shorter than a row: their numbers row by row int64 [P], each row's count int64 [R]."""
     if not len(sizes):
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     order = shuffled(len(sizes), "packing")

@@ -1,4 +1,4 @@
-"""The input of a corpus cut into parts, and what has been done of each: how `metier prepare` goes on after a kill.
+"""The input of a corpus cut into parts, and what is done of each: how `metier prepare` goes on after a kill.
 
 A part is a run of neighbouring pieces of one source, some 64 MiB together; one process encodes it, in order.
 Its record names the shards that are committed and how many items of the input they hold; it is replaced

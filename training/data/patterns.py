@@ -22,9 +22,7 @@ FAR = 3
 """More room than so many of the next piece: it goes in, there will still be a choice of pairs."""
 
 
-def find_patterns(
-    lengths: npt.NDArray[np.int64], sequence_length: int
-) -> tuple[list[list[int]], list[int]]:
+def find_patterns(lengths: npt.NDArray[np.int64], sequence_length: int) -> tuple[list[list[int]], list[int]]:
     """Fill rows of ``sequence_length`` with pieces of ``lengths`` int64 [P], each 1 <= length < row.
 
     A piece of half a row or more begins a row, the longest first, since it has the least choice. Short pieces
@@ -69,10 +67,8 @@ class _Waiting:
             if not counts[size]:
                 self.present ^= 1 << size
                 self._mirror ^= 1 << (self._longest - size)
-            if left <= self._longest and counts[left]:
-                size = left  # at left == 0 as well: nothing is of length 0
-            else:
-                size = self._choose(left) if left else 0
+            fills = left <= self._longest and counts[left]
+            size = left if fills or not left else self._choose(left)
         return row
 
     def repeat(self, row: list[int]) -> int:
@@ -116,7 +112,7 @@ class _Waiting:
         return 0
 
     def _find_fullest(self, fits: int, left: int) -> int:
-        """Choose a piece of the largest sum up to ``left``; the longest where there is much to choose from."""
+        """Choose a piece of the largest sum up to ``left``; the longest where there is much choice."""
         longest = fits.bit_length() - 1
         if fits.bit_count() > FEW_LENGTHS or 2 * _lowest(fits) > left:
             return longest

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -19,7 +19,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from training.data.manifest import ShardRecord, SplitRecord
+from training.data.manifest import SplitRecord
 from training.data.packing import PACKER_VERSION, LongDocuments, PackingCounts, add_counts, pack_documents
 from training.errors import DataError, StorageError
 from training.files import sync_file, sync_folder
@@ -86,7 +86,7 @@ class RowPlan:
         return list(zip(self.begins[first:last].tolist(), self.ends[first:last].tolist(), strict=True))
 
     def pieces(self, shard: int, row: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Give a row's pieces as two views, int32 [n] each: where they begin and end in the shard's values."""
+        """Give a row's pieces as two views, int32 [n] each: where they begin and end in the values."""
         index = self.first_rows[shard] + row
         first, last = self.row_bounds[index : index + 2].tolist()
         return self.begins[first:last], self.ends[first:last]
@@ -142,21 +142,14 @@ def _make_plan(
         _write_plan(staged, corpus, sequence_length, long_documents)
         for file in staged.iterdir():
             sync_file(file)
-        # A folder that another process renamed there first is refused by the system: it is the same plan.
-        with contextlib.suppress(FileExistsError):
-            _rename(staged, folder)
+        try:
+            staged.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise  # else another process was first, with the same plan
         sync_folder(folder.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-
-
-def _rename(staged: Path, folder: Path) -> None:
-    try:
-        staged.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        raise FileExistsError(folder) from None
 
 
 def _write_plan(
@@ -164,7 +157,7 @@ def _write_plan(
 ) -> None:
     shards, lengths = corpus.record.shards, corpus.lengths
     shard_rows = np.zeros(len(shards), dtype=np.int64)
-    counts: dict[str, list[PackingCounts]] = {}
+    counts: dict[str, PackingCounts] = {}
     first = pieces = 0
     with (
         _Column(staged / ROW_BOUNDS, "<i8") as row_bounds,
@@ -174,10 +167,7 @@ def _write_plan(
         row_bounds.append(np.zeros(1))
         for number, shard in enumerate(shards):
             part = lengths[first : first + shard.documents]
-            offset = first
-            packing = pack_documents(
-                part, sequence_length, long_documents, lambda i, offset=offset: corpus.document(offset + i).id
-            )
+            packing = pack_documents(part, sequence_length, long_documents, _namer(corpus, first))
             # A removed document still lies in its shard, where its neighbours begin after it.
             sizes = np.abs(part.astype(np.int64))
             starts = (np.cumsum(sizes) - sizes)[packing.documents] + packing.starts
@@ -186,17 +176,16 @@ def _write_plan(
             row_bounds.append(packing.row_bounds[1:] + pieces)
             pieces += len(packing.sizes)
             shard_rows[number] = packing.counts.rows
-            _count_shard(counts, shard, packing.counts, sequence_length)
+            so_far = [counts[shard.source]] if shard.source in counts else []
+            counts[shard.source] = add_counts([*so_far, packing.counts], sequence_length)
             first += shard.documents
     np.save(staged / SHARD_ROWS, shard_rows)
-    by_source = {source: asdict(one[0]) for source, one in counts.items()}
+    by_source = {source: asdict(one) for source, one in counts.items()}
     (staged / COUNTS).write_text(json.dumps(by_source, indent=2), encoding="utf-8")
 
 
-def _count_shard(
-    counts: dict[str, list[PackingCounts]], shard: ShardRecord, packed: PackingCounts, sequence_length: int
-) -> None:
-    counts[shard.source] = [add_counts([*counts.get(shard.source, []), packed], sequence_length)]
+def _namer(corpus: PackedCorpus, first: int) -> Callable[[int], str]:
+    return lambda index: corpus.document(first + index).id
 
 
 def _load_plan(folder: Path, sequence_length: int) -> RowPlan:

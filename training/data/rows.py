@@ -18,18 +18,28 @@ from training.model.inputs import IGNORE_INDEX, Batch
 
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.uint8]
-Span = tuple[int, int]
-"""Where a piece begins among its shard's tokens, and one past its end."""
-
 Piece = tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_]]
 """A document's tokens, or a part of them: ids [L], and which are targets bool [L]."""
 
 
 class RowPlan(Protocol):
-    """Says what each row of each shard is made of."""
+    """Says what each row of each shard is made of, in arrays that are mapped from a file."""
 
-    def spans(self, shard: int, row: int) -> Sequence[Span]:
-        """Give the pieces of one row, in their order."""
+    @property
+    def first_rows(self) -> Sequence[int]:
+        """Where each shard's rows begin among all."""
+
+    @property
+    def row_bounds(self) -> Indices:
+        """int64 [rows + 1]: where each row begins among the pieces."""
+
+    @property
+    def begins(self) -> npt.NDArray[np.int32]:
+        """int32 [pieces]: where each piece begins among its shard's tokens."""
+
+    @property
+    def ends(self) -> npt.NDArray[np.int32]:
+        """int32 [pieces]: one past its last token."""
 
 
 class Shards(Protocol):
@@ -108,24 +118,29 @@ class RowReader:
             DataError: A shard is missing or damaged.
             StorageError: A shard cannot be fetched.
         """
-        numbers = shards.tolist()
-        layout = _lay_out(map(self.plan.spans, numbers, rows.tolist()), self.sequence_length)
+        groups = _group(shards)
+        layout = _lay_out(*self._find_pieces(shards, rows, groups), self.sequence_length)
         shape = layout.places.shape
-        input_ids: Tokens | None = None
         is_target = np.empty(shape, dtype=np.uint8)
-        order = np.argsort(shards, kind="stable")
-        for members in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
-            shard = self.corpus.shard(numbers[members[0]])
+        input_ids: Tokens = np.empty(shape, dtype=f"u{self.corpus.token_bytes}")
+        for members in groups:
+            shard = self.corpus.shard(int(shards[members[0]]))
             places = layout.places[members]
             if len(shard.ids) < self.sequence_length:  # its padding reaches past its tokens
                 np.minimum(places, len(shard.ids) - 1, out=places)
-            found, is_target[members] = shard.read(places)
-            if input_ids is None:
-                input_ids = np.empty(shape, dtype=found.dtype)
-            input_ids[members] = found
+            input_ids[members], is_target[members] = shard.read(places)
             self.corpus.give_back()
-        assert input_ids is not None, "there are rows"  # noqa: S101
-        return _finish(layout, input_ids, is_target, self.corpus.source_numbers[shards], self.corpus.padding_id)
+        sources = self.corpus.source_numbers[shards]
+        return _finish(layout, input_ids, is_target, sources, self.corpus.padding_id)
+
+    def _find_pieces(
+        self, shards: Numbers, rows: Numbers, groups: Sequence[Indices]
+    ) -> tuple[Indices, Indices, Indices]:
+        """Look the rows up: pieces of each, int64 [R]; where each piece begins, and its length, int64 [P]."""
+        plan = self.plan
+        firsts, lasts = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
+        for number, members in enumerate(groups, start=1):
+            ...
 
 
 def cut_batch(block: Block, first: int, size: int, *, pin: bool = False) -> Batch:

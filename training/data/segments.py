@@ -220,9 +220,7 @@ def _commit(job: Job, record: PartRecord, segment: _Segment, piece: int, items: 
     return committed
 
 
-def _encode_items(
-    items: Iterable[Document | Skipped], job: Job, encoder: BatchEncoder
-) -> Iterator[_Item]:
+def _encode_items(items: Iterable[Document | Skipped], job: Job, encoder: BatchEncoder) -> Iterator[_Item]:
     for batch in _cut_batches(items):
         cleaned = [_clean(item, job.encoding.personal_data) for item in batch]
         documents = [document for document, _ in cleaned if document is not None]
@@ -233,9 +231,7 @@ def _encode_items(
             elif document is None:
                 yield _Item(found=found, size=_count_characters(item))
             else:
-                yield _Item(
-                    encoded=(document, next(encoded)), found=found, size=_count_characters(item)
-                )
+                yield _Item(encoded=(document, next(encoded)), found=found, size=_count_characters(item))
 
 
 def _clean(item: Document | Skipped, personal: PersonalDataConfig) -> tuple[Document | None, Counter[str]]:

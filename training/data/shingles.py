@@ -20,14 +20,13 @@ ABSENT, PRESENT, IGNORED = 0, 1, 2
 
 Hashes = npt.NDArray[np.uint64]
 
-# Random odd numbers: multilinear hashing modulo 2^64 (Dietzfelbinger et al., J. Algorithms 25, 1997).
-_FACTORS = np.array(
-    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5, 0x85EBCA77C2B2AE63],
-    dtype=np.uint64,
-)
-# MurmurHash3's finaliser, https://github.com/aappleby/smhasher: every bit depends on every other.
+# Random odd numbers: multilinear hashing modulo 2^64 (Dietzfelbinger et al., J. Algorithms 25, 1997), over
+# two pairs of tokens and one token, each a 64-bit word.
+_FACTORS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9))
+# MurmurHash3's first finalising step, https://github.com/aappleby/smhasher: the upper half, which is all
+# that is used, depends on every bit.
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
-_SHIFT = np.uint64(33)
+_HALF = np.uint64(32)
 
 _LEAST_BITS, _MOST_BITS = 20, 28
 _SLOTS_PER_GRAM = 8
@@ -36,13 +35,18 @@ _SLOTS_PER_GRAM = 8
 def hash_grams(ids: npt.NDArray[np.unsignedinteger]) -> Hashes:
     """Hash the 5-gram that begins at each token: uint64 [T - 4], in order; empty below five tokens."""
     count = max(0, len(ids) - GRAM + 1)
+    if not count:
+        return np.empty(0, dtype=np.uint64)
     values = ids.astype(np.uint64)
-    hashes = values[:count] * _FACTORS[0]
-    for place in range(1, GRAM):
-        hashes += values[place : place + count] * _FACTORS[place]
-    hashes ^= hashes >> _SHIFT
+    pairs = values[1:] << _HALF
+    pairs |= values[:-1]
+    # In place: these arrays are the greater part of the work.
+    hashes = pairs[:count] * _FACTORS[0]
+    part = pairs[2 : 2 + count] * _FACTORS[1]
+    hashes += part
+    hashes += np.multiply(values[4:], _FACTORS[2], out=part)
+    hashes ^= np.right_shift(hashes, _HALF, out=part)
     hashes *= _MIX
-    hashes ^= hashes >> _SHIFT
     return hashes
 
 
@@ -120,8 +124,8 @@ class GramTable:
     """A set of 5-grams, one byte for each of 2^20 to 2^28 slots.
 
     A gram that was added is always found. One that was not is found by mistake where it shares a slot: at
-    most one in ``_SLOTS_PER_GRAM``. What would fill more than that keeps only grams whose hash ends in
-    zeros, one in ``2 ** sampled_bits``; all others are told as IGNORED.
+    most one in ``_SLOTS_PER_GRAM``. What would fill more than that keeps only grams with zeros in some
+    bits of the hash, one in ``2 ** sampled_bits``; all others are told as IGNORED.
     """
 
     def __init__(self, most: int) -> None:
@@ -130,7 +134,7 @@ class GramTable:
         bits = min(max(wanted, _LEAST_BITS), _MOST_BITS)
         self.sampled_bits = max(0, wanted - bits)
         self._shift = np.uint64(64 - bits)
-        self._sample = np.uint64((1 << self.sampled_bits) - 1)
+        self._sample = np.uint64(((1 << self.sampled_bits) - 1) << 32)
         self._slots = np.zeros(1 << bits, dtype=np.uint8)
 
     def add(self, hashes: Hashes) -> None:
@@ -143,7 +147,8 @@ class GramTable:
 
     def find(self, hashes: Hashes) -> npt.NDArray[np.uint8]:
         """Say of each gram whether it is ABSENT, PRESENT or IGNORED; uint8, in the shape of ``hashes``."""
-        states = self._slots[hashes >> self._shift]
+        # As signed numbers: numpy would convert them first, and take twice as long.
+        states = self._slots.take((hashes >> self._shift).view(np.int64))
         if self.sampled_bits:
             states[(hashes & self._sample) != 0] = IGNORED
         return states

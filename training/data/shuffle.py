@@ -11,8 +11,13 @@ import numpy.typing as npt
 
 Integers = npt.NDArray[np.int64]
 
-ROUNDS = 6
-"""Of the Feistel network: an even number, each half is changed three times."""
+_ROUND_SALTS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0x3C6EF372FE94F82A))
+"""Two rounds each, with the key and with its complement."""
+
+_MULTIPLIER, _SECOND_MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_HALF, _MOST = np.uint64(32), np.uint64(33)
+_FIRST_SHIFT, _SECOND_SHIFT, _THIRD_SHIFT = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def shuffled(count: int, key: str) -> Integers:
@@ -25,12 +30,9 @@ def shuffled(count: int, key: str) -> Integers:
     return np.argsort(words, kind="stable")
 
 
-def hash_keys(key: str, *columns: Integers) -> npt.NDArray[np.uint64]:
-    """Make one 64-bit key of ``key`` and the numbers beside each other in ``columns``, uint64 [n]."""
-    mixed = np.full(len(columns[0]), int.from_bytes(_digest(key)[:8], "big"), dtype=np.uint64)
-    for column in columns:
-        mixed = _scramble(mixed ^ column.astype(np.uint64))
-    return mixed
+def hash_keys(key: str, numbers: Integers) -> npt.NDArray[np.uint64]:
+    """Make a 64-bit key of ``key`` and each of ``numbers``, uint64 [n]."""
+    return _scramble(np.uint64(int.from_bytes(_digest(key)[:8], "big")) ^ numbers.astype(np.uint64))
 
 
 def permute(indices: Integers, counts: Integers, keys: npt.NDArray[np.uint64]) -> Integers:
@@ -56,27 +58,28 @@ def permute(indices: Integers, counts: Integers, keys: npt.NDArray[np.uint64]) -
     return found
 
 
-def _cross(
-    indices: Integers, width: Integers, height: Integers, keys: npt.NDArray[np.uint64]
-) -> Integers:
+def _cross(indices: Integers, width: Integers, height: Integers, keys: npt.NDArray[np.uint64]) -> Integers:
     row, column = np.divmod(indices, width)
-    for number in range(0, ROUNDS, 2):
-        row = (row + _draw(column, keys, number)) % height
-        column = (column + _draw(row, keys, number + 1)) % width
+    # Four rounds: each half is changed twice.
+    for salt in _ROUND_SALTS:
+        row = (row + _draw(column, keys ^ salt)) % height
+        column = (column + _draw(row, ~keys ^ salt)) % width
     return row * width + column
 
 
-def _draw(half: Integers, keys: npt.NDArray[np.uint64], number: int) -> Integers:
-    salted = keys + np.uint64((2 * number + 1) << 32)
-    return (_scramble(salted ^ half.view(np.uint64)) >> np.uint64(1)).view(np.int64)
+def _draw(half: Integers, keys: npt.NDArray[np.uint64]) -> Integers:
+    words = (half.view(np.uint64) ^ keys) * _MULTIPLIER
+    words ^= words >> _HALF
+    words *= _SECOND_MULTIPLIER
+    return (words >> _MOST).view(np.int64)
 
 
 def _scramble(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Mix 64 bits: the finaliser of SplitMix64 (Steele, Lea, Flood 2014), a bijection."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    words = words + _GOLDEN
+    words = (words ^ (words >> _FIRST_SHIFT)) * _MULTIPLIER
+    words = (words ^ (words >> _SECOND_SHIFT)) * _SECOND_MULTIPLIER
+    return words ^ (words >> _THIRD_SHIFT)
 
 
 def spread_order(count: int) -> Integers:

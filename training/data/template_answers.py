@@ -62,7 +62,7 @@ def find_answers(
         openings: What stands before the answers whose beginning no prefix shows; may be empty.
 
     Returns:
-        Turn -> characters [start, stop) of ``text``, ending with the end token; turns without words have none.
+        Turn -> characters [start, stop) of ``text``, ending with the end token. Empty answers have none.
 
     Raises:
         TemplateRefusalError: An answer cannot be found exactly.
@@ -92,7 +92,10 @@ def hidden(turn: int) -> TemplateRefusalError:
 
 def find_start(template: ChatTemplate, chat: Chat, text: str, turn: int) -> int | None:
     """Find where an answer begins by the chat before it, when that is a prefix of the whole."""
-    head = template.render(chat[:turn], prompt=True) if turn else ""
+    try:
+        head = template.render(chat[:turn], prompt=True)
+    except TemplateRefusalError:
+        return None  # for instance of no message at all, before an answer that opens the chat
     return len(head) if text.startswith(head) else None
 
 
@@ -135,7 +138,9 @@ def _find_stop(
 def _is_told(body: str, message: Mapping[str, object]) -> bool:
     """Whether the template wrote the answer, or the last part of it: a thought before it may be dropped."""
     content, body = str(message["content"]).strip(), body.strip()
-    return bool(message.get("tool_calls")) or body.endswith(content) or (bool(body) and content.endswith(body))
+    return (
+        bool(message.get("tool_calls")) or body.endswith(content) or (bool(body) and content.endswith(body))
+    )
 
 
 def _cut_trailing(text: str, start: int, habits: Habits) -> int | None:
@@ -154,7 +159,9 @@ def _find_marked(
     template: ChatTemplate, chat: Chat, text: str, habits: Habits, turns: Sequence[int]
 ) -> dict[int, Span]:
     marked, marks = template.render_marked(chat)
-    answers = [turn for turn, message in enumerate(chat) if message["role"] == "assistant"]
+    answers: Sequence[int] = [turn for turn, message in enumerate(chat) if message["role"] == "assistant"]
+    if len(marks) != len(answers):
+        answers = turns  # some mark no empty answer
     if marked != text or len(marks) != len(answers):
         raise TemplateRefusalError(
             f"marks {len(marks)} answers with {{% generation %}}, and there are {len(answers)}"

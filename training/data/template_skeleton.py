@@ -26,7 +26,8 @@ from training.errors import ModelError
 Place = tuple[int, int]
 """A place in a skeleton: the number of a constant, and a character in it."""
 
-_WORD = re.compile(r"Qx(\d+)xzQ")
+WORD = re.compile(r"Qx(\d+)xzQ")
+"""What stands for a content in a skeleton: it occurs nowhere else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +85,15 @@ def build_skeleton(template: ChatTemplate, chat: Chat, habits: Habits) -> Skelet
     """
     masked = mask(chat)
     text = template.render(masked)
-    split = _WORD.split(text)
+    split = WORD.split(text)
     constants, order = tuple(split[::2]), tuple(int(number) for number in split[1::2])
     for turn, message in enumerate(masked):
         if message["content"] and turn not in order:
             raise TemplateRefusalError(f"leaves out the content of messages[{turn}] ({message['role']})")
     spans = find_answers(template, masked, text, habits, _find_openings(template, masked, text))
     _check_words(text, spans, masked)
+    if not habits.marked:
+        _check_opening(template, masked, text, spans)
     bounds = _find_bounds(text)
     answers = {}
     for turn, (start, stop) in spans.items():
@@ -125,8 +128,6 @@ def study_template(template: ChatTemplate, control: re.Pattern[str]) -> Habits:
     for marked in (True, False) if template.has_marks else (False,):
         habits = Habits(marked=marked, control=control, ends=tuple(sorted(ends)), trailing=text[stop:])
         try:
-            if not marked:
-                _check_opening(template, text)
             build_skeleton(template, [user, answer], habits)
         except TemplateRefusalError as refusal:
             reasons.append(str(refusal))
@@ -139,15 +140,15 @@ def _advise(problem: str) -> str:
     return f"{problem}; set model.chat_template to one whose answers are marked with {{% generation %}}"
 
 
-def _check_opening(template: ChatTemplate, text: str) -> None:
-    """Refuse a template without a generation prompt: the header of an answer would be learnt."""
-    chat = [{"role": "user", "content": "Qx0xzQ"}]
-    head = template.render(chat, prompt=True)
-    lead = text[len(head) : text.find("Qx1xzQ")]
-    if head == template.render(chat) and text.startswith(head) and lead.strip():
-        raise TemplateRefusalError(
-            f"writes {lead.strip()!r} before an answer and nothing for add_generation_prompt"
-        )
+def _check_opening(template: ChatTemplate, masked: Chat, text: str, spans: Mapping[int, Span]) -> None:
+    """Refuse an answer that begins with a header which no generation prompt writes: it would be learnt."""
+    for turn, (start, _) in spans.items():
+        word = masked[turn]["content"]
+        lead = text[start : text.find(word)].strip() if word and not masked[turn].get("tool_calls") else ""
+        if lead and template.render(masked[:turn], prompt=True) == template.render(masked[:turn]):
+            raise TemplateRefusalError(
+                f"writes {lead!r} before the answer messages[{turn}] and nothing for add_generation_prompt"
+            )
 
 
 def _find_earlier_ends(template: ChatTemplate, control: re.Pattern[str]) -> set[str]:
@@ -177,9 +178,9 @@ def _find_openings(template: ChatTemplate, masked: Chat, text: str) -> Openings:
         word = message["content"]
         if not has_answer(message) or not word or find_start(template, masked, text, turn) is not None:
             continue
-        before = _WORD.split(template.render(masked[:turn], prompt=True) if turn else "")
-        there = _WORD.split(text[: text.find(word)])
-        if len(before) < 2 or len(there) < 2 or before[-2] != there[-2]:
+        before = WORD.split(template.render(masked[:turn], prompt=True) if turn else "")
+        there = WORD.split(text[: text.find(word)])
+        if not before[1:] or not there[1:] or before[-2] != there[-2]:
             continue
         prompt, written = before[-1], there[-1]
         if written.startswith(prompt) or prompt.startswith(written):
@@ -191,13 +192,13 @@ def _check_words(text: str, spans: Mapping[int, Span], masked: Chat) -> None:
     """Make sure that an answer holds its own words once and no others'."""
     for turn, (start, stop) in spans.items():
         own = [str(turn)] if masked[turn]["content"] else []
-        if _WORD.findall(text[start:stop]) != own or text.count(f"Qx{turn}xzQ") != len(own):
+        if WORD.findall(text[start:stop]) != own or text.count(f"Qx{turn}xzQ") != len(own):
             raise hidden(turn)
 
 
 def _find_bounds(text: str) -> list[Span]:
     """Give the characters of each constant."""
-    words = [match.span() for match in _WORD.finditer(text)]
+    words = [match.span() for match in WORD.finditer(text)]
     begins = [0, *(stop for _, stop in words)]
     ends = [*(start for start, _ in words), len(text)]
     return list(zip(begins, ends, strict=True))

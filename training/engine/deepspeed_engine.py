@@ -99,7 +99,9 @@ class DeepSpeedEngine:
         by_batch = [count_targets_by_source(batch, self._sources) for batch in micro_batches]
         mine = [sum(counts) for counts in zip(*by_batch, strict=True)]
         mine.append(sum(batch.tokens for batch in micro_batches))
-        *targets, tokens = (int(count) for count in sum_over_ranks(list(map(float, mine)), self._place.device))
+        *targets, tokens = (
+            int(count) for count in sum_over_ranks(list(map(float, mine)), self._place.device)
+        )
         return targets, tokens
 
     def state(self) -> dict[str, Any]:

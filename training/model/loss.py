@@ -83,9 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = _wide(weight.dtype)
         grad_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
         grad_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wanted[2] else None
-        sums = torch.zeros(
-            1 if groups is None else groups.count, dtype=torch.float64, device=hidden.device
-        )
+        sums = torch.zeros(1 if groups is None else groups.count, dtype=torch.float64, device=hidden.device)
         rows = _rows_per_chunk(weight)
         for start in range(0, hidden.shape[0], rows):
             part = hidden[start : start + rows]

@@ -79,14 +79,12 @@ def _prepare(config: RunConfig, console: Console) -> None:
     say_packing(config, console)
 
 
-def _prepare_share(
-    config: RunConfig, facts: TokenizerFacts, encode: EncodeJobs, speaker: Speaker
-) -> None:
+def _prepare_share(config: RunConfig, facts: TokenizerFacts, encode: EncodeJobs, speaker: Speaker) -> None:
     share = Share(tasks=config.prepare.tasks, task=config.prepare.task)
     mine, every = prepare_share(config.data, facts, share, encode, speaker)
     speaker.say(
-        f"corpus     {config.data.path}  {mine} of {every} parts are this task's, encoded; once all tasks are "
-        "done, `metier prepare` with prepare.tasks=1 finishes the corpus"
+        f"corpus     {config.data.path}  {mine} of {every} parts are this task's, encoded; once all tasks "
+        "are done, `metier prepare` with prepare.tasks=1 finishes the corpus"
     )
 
 

@@ -91,12 +91,14 @@ def _hear(worker: _Worker, waiting: list[Job], listener: Listener) -> None:
 def _find_cause(worker: _Worker) -> ClusterError:
     worker.process.join(SECONDS_TO_END)
     code = worker.process.exitcode
-    how = f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+    how = (
+        f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+    )
     memory = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
     name = worker.job.part.pieces[0].name if worker.job else "nothing"
     return ClusterError(
-        f"the process {worker.process.pid} that encoded {name} {how}{memory}; what was done is kept: run the same "
-        "command again, with fewer prepare.processes if memory is short"
+        f"the process {worker.process.pid} that encoded {name} {how}{memory}; what was done is kept: run "
+        "the same command again, with fewer prepare.processes if memory is short"
     )
 
 

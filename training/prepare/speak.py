@@ -76,13 +76,16 @@ class Speaker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Take the bar away."""
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def _speak(self) -> None:
         self._bar.update(self._task, description=self._describe(), completed=self._done)
         if not self._console.is_terminal and time.monotonic() - self._spoken >= SECONDS_BETWEEN_LINES:
             self._spoken = time.monotonic()
-            self._console.print(f"preparing  {self._describe()}{self._foretell()}", soft_wrap=True, highlight=False)
+            self._console.print(
+                f"preparing  {self._describe()}{self._foretell()}", soft_wrap=True, highlight=False
+            )
 
     def _describe(self) -> str:
         if self._phase:

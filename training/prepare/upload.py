@@ -1,4 +1,4 @@
-"""Copies a finished corpus to where training reads it: what is there already stays, the manifest comes last."""
+"""Copies a finished corpus to where training reads it: what is there stays, the manifest comes last."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,8 +52,8 @@ def upload_corpus(root: Path, manifest: Manifest, url: str, say: Callable[[int, 
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
         raise StorageError(
-            f"data.upload_to={url}: cannot be written ({reason}); the corpus in {root} is whole: correct the URL "
-            "or its credentials and run the same command again"
+            f"data.upload_to={url}: cannot be written ({reason}); the corpus in {root} is whole: correct "
+            "the URL or its credentials and run the same command again"
         ) from error
     return copied
 

@@ -9,12 +9,12 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from training.audit.gate import check_audit
 from training.checkpoint.fence import claim_incarnation
 from training.checkpoint.store import CheckpointStore, Lineage
 from training.collectives import from_lead, leave
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
-from training.audit.gate import check_audit
 from training.data.loader import build_stream
 from training.data.reader import Corpus, check_tokenizer, open_corpus
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
@@ -127,9 +127,7 @@ def _check_isolation(model: PreTrainedModel | PeftModel, corpus: Corpus, metrics
     # The first ones: of a remote corpus no more than a shard or two is fetched for them.
     documents = [corpus.document(place).input_ids for place in range(min(len(CUTS), len(corpus)))]
     isolation = check_isolation(model, documents)
-    metrics.event(
-        "self_test", **asdict(isolation), seconds=round(time.perf_counter() - started, 3)
-    )
+    metrics.event("self_test", **asdict(isolation), seconds=round(time.perf_counter() - started, 3))
 
 
 def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: int, corpus: Corpus) -> Lineage:
@@ -158,9 +156,7 @@ def _open_metrics(
     )
 
 
-def _flops_per_token(
-    config: RunConfig, model: PreTrainedModel | PeftModel, corpus: Corpus
-) -> float | None:
+def _flops_per_token(config: RunConfig, model: PreTrainedModel | PeftModel, corpus: Corpus) -> float | None:
     """Count what a token of this corpus costs: it attends to its own document, cut to a row, alone."""
     attended = mean_attended_tokens(corpus.lengths, config.batch.sequence_length, config.data.long_documents)
     return flops_per_token(model.config.to_dict(), attended, frozen_base=config.adapter.kind != "none")

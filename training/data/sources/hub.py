@@ -1,13 +1,15 @@
 """Datasets of the Hugging Face hub, and folders that `datasets` loads: streamed, nothing of them is stored.
 
 The revision is resolved to a commit when the pieces are listed, and every process reads that commit: a
-dataset that is pushed to in the meantime stays the one that was begun. One piece is one shard of the
-dataset (a file, as a rule); with ``max_documents`` the dataset is one piece.
+dataset that is pushed to in the meantime stays the one that was begun. A piece is a group of
+shards (files, as a rule) of about 64 MiB; with ``max_documents`` the dataset is one piece.
+
+`datasets` writes nothing but the dataset's card, some kilobytes, into the hub's own cache.
 """
 
 import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +23,7 @@ from training.data.sources.records import RecordParser, read_rows
 from training.errors import DataError
 
 ROWS_PER_BATCH = 512
+PIECE_BYTES = 1 << 26
 MOST_REASON = 300
 """Characters of an upstream message that are passed on: some go on for pages."""
 
@@ -47,7 +50,13 @@ def list_hub_pieces(name: str, source: HubSource) -> list[Piece]:
     with _stream(name, source, state.identity) as dataset:
         shards = int(dataset.num_shards)
     share = state.bytes // shards
-    return [Piece(source.dataset, shard, shard + 1, state.identity, share) for shard in range(shards)]
+    step = max(1, PIECE_BYTES // max(share, 1))
+    starts = range(0, shards, step)
+    stops = [min(start + step, shards) for start in starts]
+    return [
+        Piece(source.dataset, start, stop, state.identity, share * (stop - start))
+        for start, stop in zip(starts, stops, strict=True)
+    ]
 
 
 def read_hub_piece(name: str, source: HubSource, piece: Piece, skip: int = 0) -> Iterator[Document | Skipped]:
@@ -61,16 +70,17 @@ def read_hub_piece(name: str, source: HubSource, piece: Piece, skip: int = 0) ->
             f"{source.dataset}: changed since it was listed ({piece.identity} -> {found}); "
             "start `metier prepare` again"
         )
-    if source.max_documents is not None:
-        yield from islice(_read_first(name, source, piece), skip, None)
-        return
     parser = RecordParser(name, source)
-    if parser.schema is None and (piece.start or skip):
-        first = Piece(piece.name, 0, 1, piece.identity, 0)
-        with closing(_stream_rows(name, source, first, 0)) as rows:
-            parser.recognise_from(rows)
-    with closing(_stream_rows(name, source, piece, skip)) as rows:
-        yield from read_rows(parser, source, rows)
+    with _stream(name, source, piece.identity) as dataset:
+        shards = range(piece.start, dataset.num_shards if piece.stop is None else piece.stop)
+        if source.max_documents is not None:
+            items = read_rows(parser, source, _list_rows(source, dataset, shards, 0))
+            yield from islice(_take(items, source.max_documents), skip, None)
+            return
+        if parser.schema is None and (piece.start or skip):
+            # The schema that whoever reads the dataset from its beginning sees.
+            parser.recognise_from(_list_rows(source, dataset, range(1), 0))
+        yield from read_rows(parser, source, _list_rows(source, dataset, shards, skip))
 
 
 def trace_hub(name: str, source: HubSource) -> Provenance:
@@ -88,33 +98,32 @@ def trace_hub(name: str, source: HubSource) -> Provenance:
     return Provenance(content=content, licence=source.licence, notes=dict(source.provenance))
 
 
-def _read_first(name: str, source: HubSource, piece: Piece) -> Iterator[Document | Skipped]:
+def _take(items: Iterator[Document | Skipped], most: int) -> Iterator[Document | Skipped]:
     read = 0
-    with closing(_stream_rows(name, source, piece, 0)) as rows:
-        for item in read_rows(RecordParser(name, source), source, rows):
-            yield item
-            read += isinstance(item, Document)
-            if read == source.max_documents:
-                return
-
-
-def _stream_rows(name: str, source: HubSource, piece: Piece, skip: int) -> Generator[Row, None, None]:
-    before = f"{source.dataset}/{source.split}"
-    with _stream(name, source, piece.identity) as whole:
-        dataset = whole
-        if piece.stop is not None:
-            dataset = whole.shard(num_shards=whole.num_shards, index=piece.start)
-            before += f"-{piece.start}"
-        if "Json(" in str(dataset.features):
-            # Stored as text; only `datasets` knows which strings are JSON and which are strings.
-            for row, record in enumerate(dataset.skip(skip), start=skip + 1):
-                yield f"{before}:{row}", record
+    for item in items:
+        yield item
+        read += isinstance(item, Document)
+        if read == most:
             return
+
+
+def _list_rows(source: HubSource, dataset: Any, shards: range, skip: int) -> Iterator[Row]:
+    # Stored as text; only `datasets` knows which strings are JSON and which are strings.
+    nested = "Json(" in str(dataset.features)
+    for shard in shards:
+        before = f"{source.dataset}/{source.split}-{shard}"
+        part = dataset.shard(num_shards=dataset.num_shards, index=shard)
         row = 0
-        for table in dataset.with_format("arrow").iter(batch_size=ROWS_PER_BATCH):
-            taken = min(max(skip - row, 0), len(table))
-            yield from list_rows(before, row + taken, table.slice(taken))
-            row += len(table)
+        if nested:
+            for row, record in enumerate(part, start=1):
+                if row > skip:
+                    yield f"{before}:{row}", record
+        else:
+            for table in part.with_format("arrow").iter(batch_size=ROWS_PER_BATCH):
+                taken = min(max(skip - row, 0), len(table))
+                yield from list_rows(before, row + taken, table.slice(taken))
+                row += len(table)
+        skip = max(skip - row, 0)
 
 
 @contextmanager
@@ -122,7 +131,7 @@ def _stream(name: str, source: HubSource, identity: dict[str, Any]) -> Iterator[
     import datasets  # noqa: PLC0415 -- seconds, which those who read other sources need not wait
 
     datasets.disable_progress_bars()
-    # Locks and cards that `datasets` writes even when it streams: not into the user's home.
+    # For the locks that `datasets` writes even when it streams: not into the user's home.
     with tempfile.TemporaryDirectory(prefix="metier-hub-") as cache, _explain(name, source):
         yield datasets.load_dataset(
             _split_name(source)[0],
