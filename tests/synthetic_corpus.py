@@ -3,6 +3,7 @@
 And a plan and an order of it that are simple enough to be seen through, for tests of what reads them.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,32 +160,33 @@ def describe(documents: int) -> SourceRecord:
     )
 
 
-@dataclass(frozen=True, eq=False)
 class NextFitPlan:
     """Each shard's documents one after the other; a new row where the next does not fit."""
 
-    corpus: Corpus
-    sequence_length: int
+    def __init__(self, corpus: Corpus, sequence_length: int) -> None:
+        self.rows = [pack(corpus.shard(s).offsets.tolist(), sequence_length) for s in range(shards_of(corpus))]
+        counts = [len(row) for rows in self.rows for row in rows]
+        pieces = [piece for rows in self.rows for row in rows for piece in row]
+        self.first_rows = [sum(map(len, self.rows[:shard])) for shard in range(shards_of(corpus))]
+        self.row_bounds = np.cumsum([0, *counts])
+        self.begins = np.array([begin for begin, _ in pieces], dtype=np.int32)
+        self.ends = np.array([end for _, end in pieces], dtype=np.int32)
 
-    @cached_property
-    def rows(self) -> list[list[list[tuple[int, int]]]]:
-        """Shard -> row -> pieces."""
-        return [self.pack(shard) for shard in range(len(self.corpus.record.shards))]
 
-    def pack(self, shard: int) -> list[list[tuple[int, int]]]:
-        rows: list[list[tuple[int, int]]] = []
-        left = 0
-        bounds = self.corpus.shard(shard).offsets.tolist()
-        for begin, end in zip(bounds, bounds[1:], strict=False):
-            if end - begin > left:
-                rows.append([])
-                left = self.sequence_length
-            rows[-1].append((begin, end))
-            left -= end - begin
-        return rows
+def shards_of(corpus: Corpus) -> int:
+    return len(corpus.record.shards)
 
-    def spans(self, shard: int, row: int) -> list[tuple[int, int]]:
-        return self.rows[shard][row]
+
+def pack(bounds: list[int], sequence_length: int) -> list[list[tuple[int, int]]]:
+    rows: list[list[tuple[int, int]]] = []
+    left = 0
+    for begin, end in itertools.pairwise(bounds):
+        if end - begin > left:
+            rows.append([])
+            left = sequence_length
+        rows[-1].append((begin, end))
+        left -= end - begin
+    return rows
 
 
 @dataclass(frozen=True)
@@ -208,8 +210,10 @@ class ShuffledOrder:
         every = [(shard, row) for shard, rows in enumerate(self.plan.rows) for row in range(len(rows))]
         return np.random.default_rng(3).permutation(np.array(every, dtype=np.int32))
 
-    def batch(self, position: int) -> FakeSamples:
-        places = np.arange(position, position + self.global_batch_size) % len(self.line)
-        mine = self.line[places]
-        mine = mine[np.argsort(mine[:, 0], kind="stable")]
-        return FakeSamples(mine[:, 0], mine[:, 1])
+    def batch(self, position: int, steps: int = 1) -> FakeSamples:
+        batches = []
+        for first in range(position, position + steps * self.global_batch_size, self.global_batch_size):
+            mine = self.line[np.arange(first, first + self.global_batch_size) % len(self.line)]
+            batches.append(mine[np.argsort(mine[:, 0], kind="stable")])
+        every = np.concatenate(batches)
+        return FakeSamples(every[:, 0], every[:, 1])

@@ -90,7 +90,7 @@ def hold_lock(path: Path, *, busy: str, shared: bool = False) -> Iterator[None]:
     """Hold an advisory lock on ``path`` (flock(2)); the kernel frees it when the process ends.
 
     Args:
-        path: The lock's file; made when missing, never removed.
+        path: The lock's file; made when missing, kept.
         busy: The error's words when another process holds the lock.
         shared: Several may hold it at once, but none beside one that holds it alone.
 
@@ -107,6 +107,9 @@ def hold_lock(path: Path, *, busy: str, shared: bool = False) -> Iterator[None]:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageError(busy) from None
+        # Whoever held it may have removed the file, and the folder, between our open and our lock.
+        if not path.exists() or path.stat().st_ino != os.fstat(descriptor).st_ino:
+            raise StorageError(busy)
         yield
     finally:
         os.close(descriptor)

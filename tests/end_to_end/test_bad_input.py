@@ -144,6 +144,21 @@ def test_a_folder_of_the_users_is_never_replaced_by_a_model(tmp_path: Path) -> N
     check_refused(tmp_path, ["prepare", "experiment=tiny_smoke", "model.folder=mine"], "name another folder")
 
 
+def test_a_tokenizer_that_changed_since_prepare_is_refused(prepared: Path, tmp_path: Path) -> None:
+    folder = link_prepared(prepared, tmp_path / "work")
+    (folder / "other.jinja").write_text(
+        "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    )
+
+    done = metier(folder, "train", "experiment=tiny_smoke", "model.chat_template=other.jinja")
+
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "was prepared with another tokenizer or chat template than the model's" in done.stderr
+    assert "metier prepare" in done.stderr
+    assert not list((folder / "runs" / "tiny_smoke" / "checkpoints").glob("*"))
+
+
 def test_a_run_whose_corpus_was_replaced_goes_on_no_further(prepared: Path, tmp_path: Path) -> None:
     folder = work_in(tmp_path, prepared, None)
     for name in ("chats", "others"):

@@ -19,6 +19,8 @@ from training.checkpoint.manifest import Manifest, record_file
 from training.checkpoint.weights import write_weights
 from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
+from training.data.manifest import SourceRecord
+from training.export.card import tell_provenance
 from training.export.export import export
 from training.files import write_json
 from training.layout import RunLayout
@@ -178,6 +180,22 @@ def test_the_card_tells_of_settings_and_scores(tmp_path: Path) -> None:
     assert "| held-out loss | 8 | 2.500 [2.250, 2.750] |" in card
     assert "| adapter.rank | 16 |" in card
     assert "95 % bootstrap" in card
+
+
+def test_the_card_names_where_the_data_came_from_and_no_file(tmp_path: Path) -> None:
+    provenance = {
+        "/home/me/secret.jsonl": {"bytes": 7},
+        "dataset": "/home/me/folder",
+        "python": "3.11",
+        "collected": "by hand | in 2025",
+    }
+    assert tell_provenance(describe(provenance)) == "python 3.11, collected by hand | in 2025"
+
+
+def describe(provenance: dict[str, Any]) -> SourceRecord:
+    zeros = dict.fromkeys(set(SourceRecord.model_fields) - {"provenance", "licence"}, 0)
+    empty: dict[str, Any] = {"skipped": {}, "personal_data": {}}
+    return SourceRecord(provenance=provenance, licence="MIT", **{**zeros, **empty})
 
 
 def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(tmp_path: Path) -> None:

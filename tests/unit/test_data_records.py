@@ -1,4 +1,4 @@
-"""Records: schemas recognised or declared, turns in an order that can be, one line or one count for the rest."""
+"""Records: schemas told or declared, turns in an order that can be, one line or one count for the rest."""
 
 import json
 from pathlib import Path

@@ -1,95 +1,80 @@
-"""Sources: what they yield, and the one line that each bad input gets."""
+"""Sources: where they are found, the pieces they are read in, the one line when something is not there."""
 
 import gzip
 import importlib.metadata
-import json
+import os
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import fsspec
 import pytest
 
-from training.config.sources import FilesSource, Icd10cmSource, LicencesSource, PythonTopicsSource
-from training.data.documents import Messages, PromptCompletion, Text, sample_evenly
-from training.data.read import read_documents, trace_source
+from tests.unit.make_sources import files, write_lines
+from training.config.sources import (
+    FilesSource,
+    Icd10cmSource,
+    LicencesSource,
+    PythonTopicsSource,
+    SourceConfig,
+)
+from training.data.documents import Document, PromptCompletion, Text, sample_evenly
+from training.data.read import Piece, Skipped, list_pieces, read_documents, read_piece, trace_source
 from training.data.sources.licences import find_family
 from training.errors import DataError
 
-CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+
+def read_items(source: SourceConfig) -> list[Document | Skipped]:
+    return [item for piece in list_pieces("notes", source) for item in read_piece("notes", source, piece)]
 
 
-def files(*paths: Path, documents: str = "text", **other: Any) -> FilesSource:
-    values = {"kind": "files", "paths": [str(path) for path in paths], "documents": documents}
-    return FilesSource.model_validate({"family_field": None, "max_documents": None, **values, **other})
+def read_texts(source: FilesSource) -> list[str]:
+    contents = [document.content for document in read_documents("notes", source)]
+    return [content.text for content in contents if isinstance(content, Text)]
 
 
-def write_lines(path: Path, *records: object) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-def refusal(source: FilesSource) -> str:
+def refusal(source: SourceConfig) -> str:
     with pytest.raises(DataError) as caught:
-        list(read_documents("notes", source))
+        read_items(source)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def test_every_format_yields_the_same_documents(tmp_path: Path) -> None:
-    records = [{"text": "one"}, {"text": "zwei — ü"}]
-    plain = write_lines(tmp_path / "a.jsonl", *records)
-    packed = tmp_path / "b.jsonl.gz"
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
-    pq.write_table(pa.Table.from_pylist(records), tmp_path / "c.parquet")
-
-    contents = [
-        [document.content for document in read_documents("notes", files(tmp_path / name))]
-        for name in ("a.jsonl", "b.jsonl.gz", "c.parquet")
-    ]
-
-    assert contents == [[Text("one"), Text("zwei — ü")]] * 3
 
 
 def test_globs_are_read_in_sorted_order_and_each_file_once(tmp_path: Path) -> None:
     for name in ("b.md", "a.txt"):
         (tmp_path / name).write_text(name)
-    source = files(tmp_path / "*", tmp_path / "a.txt")
+    (tmp_path / "folder").mkdir()
 
-    documents = list(read_documents("notes", source))
-
-    assert [document.content for document in documents] == [Text("a.txt"), Text("b.md")]
+    assert read_texts(files(tmp_path / "*", tmp_path / "a.txt")) == ["a.txt", "b.md"]
 
 
-def test_chats_and_pairs_are_read_from_parquet_as_from_lines(tmp_path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist([CHAT]), tmp_path / "chats.parquet")
-    pairs = write_lines(tmp_path / "pairs.jsonl", {"prompt": "2+2=", "completion": "4"})
+def test_a_file_with_brackets_in_its_name_is_read_before_it_is_a_glob(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a[1].jsonl", {"text": "brackets"})
+    write_lines(tmp_path / "a1.jsonl", {"text": "glob"})
 
-    (chat,) = read_documents("notes", files(tmp_path / "chats.parquet", documents="messages"))
-    (pair,) = read_documents("notes", files(pairs, documents="prompt_completion"))
-
-    assert isinstance(chat.content, Messages)
-    assert [turn.role for turn in chat.content.messages] == ["user", "assistant"]
-    assert pair.content == PromptCompletion("2+2=", "4")
+    assert read_texts(files(tmp_path / "a[1].jsonl")) == ["brackets"]
+    assert read_texts(files(tmp_path / "a[0-9].jsonl")) == ["glob"]
 
 
-def test_families_follow_the_content_and_not_the_place(tmp_path: Path) -> None:
-    before = write_lines(tmp_path / "a.jsonl", {"text": "x"}, {"text": "y"})
-    after = write_lines(tmp_path / "b.jsonl", {"text": "new"}, {"text": "x"}, {"text": "y"})
+def test_a_format_that_is_said_needs_no_ending(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.log", {"text": "x"})
 
-    old = [document.family for document in read_documents("notes", files(before))]
-    new = [document.family for document in read_documents("notes", files(after))]
-
-    assert new[1:] == old
-    assert len(set(new)) == 3
+    assert read_texts(files(tmp_path / "a.log", format="jsonl")) == ["x"]
 
 
-def test_a_family_field_names_the_family(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.jsonl", {"text": "x", "case": "Roe"}, {"text": "y"})
-    source = files(path, family_field="case")
+def test_schemas_may_differ_from_file_to_file(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", {"prompt": "p", "completion": "c"})
+    (tmp_path / "b.txt").write_text("t")
 
-    assert next(read_documents("notes", source)).family == "Roe"
-    assert refusal(source) == f'{path}:2: field "case" (family_field) is missing or no string'
+    contents = [document.content for document in read_documents("notes", files(tmp_path / "*"))]
+
+    assert contents == [PromptCompletion("p", "c"), Text("t")]
 
 
 def test_a_missing_file_is_named_with_its_setting(tmp_path: Path) -> None:
@@ -98,68 +83,10 @@ def test_a_missing_file_is_named_with_its_setting(tmp_path: Path) -> None:
     assert message.startswith(f"data.sources.notes.paths: no file {tmp_path / 'absent.jsonl'}")
 
 
-@pytest.mark.parametrize(
-    ("line", "documents", "words"),
-    [
-        ('{"text": ', "text", "broken JSON at column"),
-        ("[1]", "text", "found list, wanted one JSON object per line"),
-        ('{"body": "x"}', "text", 'field "text" is missing; the record has body'),
-        ('{"text": 3}', "text", 'field "text" is a number, wanted a string'),
-        ('{"prompt": "x"}', "prompt_completion", 'field "completion" is missing'),
-        ('{"messages": []}', "messages", 'field "messages" is an empty list, wanted a list of turns'),
-        ('{"messages": ["x"]}', "messages", "messages[0] is a string, wanted an object"),
-        (
-            '{"messages": [{"role": "bot", "content": "x"}]}',
-            "messages",
-            "messages[0].role is 'bot', wanted one of",
-        ),
-        ('{"messages": [{"role": "user"}]}', "messages", "messages[0].content is null, wanted a string"),
-        (
-            '{"messages": [{"role": "assistant", "content": "x"}]}',
-            "messages",
-            "the chat begins with assistant",
-        ),
-        (
-            '{"messages": [{"role": "user", "content": "x", "weight": 0}]}',
-            "messages",
-            "messages[0] has weight;",
-        ),
-    ],
-)
-def test_a_bad_record_is_named_by_file_and_line(
-    tmp_path: Path, line: str, documents: str, words: str
-) -> None:
-    good = {"text": json.dumps({"text": "fine"}), "messages": json.dumps(CHAT)}
-    first = good.get(documents, json.dumps({"prompt": "p", "completion": "c"}))
-    path = tmp_path / "notes.jsonl"
-    path.write_text(f"{first}\n\n{line}\n", encoding="utf-8")
-
-    message = refusal(files(path, documents=documents))
-
-    assert message.startswith(f"{path}:3: ")
-    assert words in message
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("a.jsonl", b"", "the file holds no record"),
-        ("a.txt", b" \n", "the file holds no record"),
-        ("a.jsonl", b'{"text": "\xff"}', ":1: not UTF-8 at byte 10"),
-        ("a.txt", b"\xff", "not UTF-8 at byte 0"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-20], "damaged gzip file"),
-        ("a.jsonl.gz", b'{"text": "x"}', "damaged gzip file"),
-        ("a.parquet", b"no parquet at all", "no readable Parquet file"),
-        ("a.docx", b"x", "wanted a file ending in .jsonl"),
-    ],
-)
-def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
-    (tmp_path / name).write_bytes(content)
-
-    message = refusal(files(tmp_path / name))
-
-    assert message.startswith(str(tmp_path / name))
-    assert words in message
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    assert refusal(files(tmp_path)) == (
+        f"data.sources.notes.paths: {tmp_path} is a folder; name its files, for instance {tmp_path}/*.jsonl"
+    )
 
 
 def test_plain_text_holds_no_chats(tmp_path: Path) -> None:
@@ -168,20 +95,208 @@ def test_plain_text_holds_no_chats(tmp_path: Path) -> None:
     assert "set data.sources.notes.documents=text" in refusal(files(tmp_path / "a.txt", documents="messages"))
 
 
-def test_max_documents_ends_the_reading(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "x"}\n{"text": "y"}\nbroken\n')
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything: for a moment be somebody who may not."""
+    if root := os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
 
-    assert len(list(read_documents("notes", files(path, max_documents=2)))) == 2
 
-
-def test_a_changed_file_changes_its_trace(tmp_path: Path) -> None:
+def test_a_file_without_permission_says_so(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"text": "x"})
-    before = trace_source("notes", files(path)).content
+    source = files(path)
+    (piece,) = list_pieces("notes", source)
+    path.chmod(0)
 
+    with as_nobody(), pytest.raises(DataError) as caught:
+        list(read_piece("notes", source, piece))
+
+    assert str(caught.value) == (
+        f"{path}: cannot be read (Permission denied); give yourself the permission to read it"
+    )
+
+
+def replace(path: Path) -> None:
+    write_lines(path.with_suffix(".new"), {"text": "other"})
+    path.with_suffix(".new").replace(path)
+
+
+def append(path: Path) -> None:
+    with path.open("a") as file:
+        file.write('{"text": "more"}\n')
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(Path.unlink, "the file is gone"), (replace, "changed since it was listed"), (append, "changed since")],
+    ids=["deleted", "replaced", "appended"],
+)
+def test_a_file_that_changes_after_it_was_listed_stops_the_reading(
+    tmp_path: Path, change: Callable[[Path], None], words: str
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"text": "x"})
+    source = files(path, bad_records="skip")
+    (piece,) = list_pieces("notes", source)
+
+    change(path)
+
+    with pytest.raises(DataError) as caught:
+        list(read_piece("notes", source, piece))
+    assert str(caught.value).startswith(f"{path}: {words}")
+
+
+@pytest.mark.parametrize("change", [append, lambda path: os.truncate(path, 40)], ids=["appended", "cut"])
+def test_a_file_that_changes_while_it_is_read_stops_the_reading(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", *[{"text": "x" * 1000}] * 3000)
+    source = files(path, bad_records="skip")
+    (piece,) = list_pieces("notes", source)
+    items = read_piece("notes", source, piece)
+    next(items)
+
+    change(path)
+
+    with pytest.raises(DataError, match="changed since it was listed"):
+        list(items)
+
+
+def test_the_limit_of_documents_is_kept_over_all_files(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", {"text": "x"}, {"body": "bad"})
+    (tmp_path / "b.jsonl").write_text('{"text": "y"}\n{"text": "z"}\nbroken\n')
+    source = files(tmp_path / "*", documents="text", max_documents=3, bad_records="skip")
+
+    (piece,) = list_pieces("notes", source)
+    items = list(read_piece("notes", source, piece))
+
+    assert [item.reason if isinstance(item, Skipped) else item.content for item in items] == [
+        Text("x"),
+        "missing field",
+        Text("y"),
+        Text("z"),
+    ]
+    for skip in range(5):
+        assert list(read_piece("notes", source, piece, skip=skip)) == items[skip:]
+
+
+def test_a_trace_has_the_files_the_licence_and_the_users_words(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"text": "x"})
+    source = files(path, licence="CC0", provenance={"ward": "3"})
+
+    before = trace_source("notes", source)
     write_lines(path, {"text": "y"})
+    os.utime(path, ns=(0, 1))
 
-    assert trace_source("notes", files(path)).content != before
+    assert (before.licence, before.notes) == ("CC0", {"ward": "3"})
+    assert before.content.keys() == {str(path)}
+    assert trace_source("notes", source).content != before.content
+
+
+numbers = count()
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """An empty folder of fsspec's file system in memory, named by a URL."""
+    url = f"memory://bucket-{next(numbers)}"
+    system = fsspec.filesystem("memory")
+    yield url
+    system.rm(url, recursive=True)
+
+
+def put(url: str, content: bytes) -> str:
+    with fsspec.open(url, "wb") as file:
+        file.write(content)
+    return url
+
+
+def test_urls_and_globs_of_urls_are_read_as_files_are(bucket: str) -> None:
+    put(f"{bucket}/b.jsonl.gz", gzip.compress(b'{"text": "b"}\n'))
+    put(f"{bucket}/a.jsonl", b'{"text": "a"}\n')
+
+    documents = list(read_documents("notes", files(f"{bucket}/*", f"{bucket}/a.jsonl")))
+
+    assert [document.content for document in documents] == [Text("a"), Text("b")]
+    assert documents[0].id == f"{bucket.replace('://', ':///')}/a.jsonl:1"
+
+
+def test_a_url_that_leads_to_nothing_is_named_with_its_setting(bucket: str) -> None:
+    put(f"{bucket}/x.jsonl", b"")
+
+    assert refusal(files(f"{bucket}/absent.jsonl")) == (
+        f"data.sources.notes.paths: no file {bucket}/absent.jsonl; correct the path"
+    )
+    assert refusal(files(f"{bucket}/*.csv")).startswith("data.sources.notes.paths: no file")
+    assert "is a folder" in refusal(files(bucket))
+    assert "Protocol not known: nowhere" in refusal(files("nowhere://bucket/a.jsonl"))
+
+
+@pytest.mark.parametrize("again", [None, b'{"text": "other"}\n'], ids=["deleted", "replaced"])
+def test_a_remote_file_that_changes_after_it_was_listed_stops_the_reading(
+    bucket: str, again: bytes | None
+) -> None:
+    url = put(f"{bucket}/a.jsonl", b'{"text": "a"}\n')
+    source = files(url)
+    (piece,) = list_pieces("notes", source)
+
+    fsspec.filesystem("memory").rm(url)
+    put(f"{bucket}/keep.jsonl", b"")
+    if again:
+        put(url, again)
+
+    with pytest.raises(DataError, match="changed since it was listed" if again else "the file is gone"):
+        list(read_piece("notes", source, piece))
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A web server that, like many, sends no part of a file."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def website(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "web").mkdir()
+    handler = partial(Quiet, directory=str(tmp_path / "web"))
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_web_addresses_are_streamed_also_with_a_query(tmp_path: Path, website: str) -> None:
+    write_lines(tmp_path / "web" / "a.jsonl", {"text": "a"}, {"text": "b"})
+    (tmp_path / "web" / "b.txt.gz").write_bytes(gzip.compress(b"c"))
+
+    assert read_texts(files(f"{website}/a.jsonl?download=true", f"{website}/b.txt.gz")) == ["a", "b", "c"]
+    assert "no file" in refusal(files(f"{website}/absent.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        LicencesSource(kind="licences", form="questions", clause_characters=80, max_documents=5),
+        PythonTopicsSource(kind="python_topics", max_documents=5),
+    ],
+    ids=["licences", "topics"],
+)
+def test_a_generated_source_is_one_piece_known_by_its_package(source: SourceConfig) -> None:
+    (piece,) = list_pieces("notes", source)
+
+    everything = list(read_piece("notes", source, piece))
+
+    assert piece == Piece("notes", 0, None, trace_source("notes", source).content, piece.bytes)
+    assert piece.bytes > 0
+    assert list(read_piece("notes", source, piece, skip=3)) == everything[3:] == read_items(source)[3:]
 
 
 @pytest.mark.parametrize("size", [1, 7, 10, 11, None])

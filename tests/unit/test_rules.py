@@ -70,3 +70,95 @@ def test_a_combination_that_cannot_work_is_refused(changes: dict[str, Any], word
     with pytest.raises(ConfigError) as raised:
         check_rules(check_config(values))
     assert str(raised.value) == words
+
+
+TWO_SOURCES = {"topics": {"kind": "python_topics", "max_documents": None}}
+TWO_SOURCES["general"] = TWO_SOURCES["topics"]
+
+
+def mix(by: str, shares: dict[str, float], *phases: tuple[int, float], replayed: str = "general") -> Any:
+    replay = {"source": replayed, "phases": [{"from_step": step, "ratio": ratio} for step, ratio in phases]}
+    return {"by": by, "shares": shares, "replay": replay if phases else None}
+
+
+@pytest.mark.parametrize(
+    ("mixture", "words"),
+    [
+        (
+            mix("weights", {"topics": 1, "genral": 1}),
+            "data.mixture.shares.genral names no source; data.sources has topics, general",
+        ),
+        (
+            mix("epochs", {"topics": 1}),
+            "data.mixture.shares.general is missing; data.mixture.by=epochs needs a share for every source",
+        ),
+        (
+            mix("documents", {"topics": 1}),
+            "data.mixture.shares is not used with data.mixture.by=documents; use by=weights, epochs or tokens",
+        ),
+        (
+            mix("weights", {"topics": 1, "general": 1}, (0, 0.1)),
+            "data.mixture.shares.general: the replay source is read by data.mixture.replay.phases; take its "
+            "share out",
+        ),
+        (
+            mix("documents", {}, (0, 0.1), replayed="absent"),
+            "data.mixture.replay.source=absent names no source; data.sources has topics, general",
+        ),
+        (
+            mix("documents", {}, (5, 0.1)),
+            "data.mixture.replay.phases.0.from_step=5; the first phase begins at step 0 (its ratio may be 0)",
+        ),
+        (
+            mix("documents", {}, (0, 0.1), (9, 0.2), (9, 0.3)),
+            "data.mixture.replay.phases.2.from_step=9 does not come after 9; put the phases in the order of "
+            "their steps",
+        ),
+    ],
+)
+def test_a_mixture_that_says_two_things_is_refused(mixture: dict[str, Any], words: str) -> None:
+    values = tiny_smoke().model_dump()
+    values["data"] |= {"sources": TWO_SOURCES, "mixture": mixture}
+
+    with pytest.raises(ConfigError) as raised:
+        check_rules(check_config(values))
+    assert str(raised.value) == words
+
+
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        mix("documents", {}),
+        mix("documents", {}, (0, 0.0), (10, 0.5), (11, 0.1)),
+        mix("weights", {"topics": 3, "general": 1}),
+        mix("tokens", {"topics": 1e9}, (0, 0.1)),
+    ],
+)
+def test_a_mixture_that_makes_sense_passes(mixture: dict[str, Any]) -> None:
+    values = tiny_smoke().model_dump()
+    values["data"] |= {"sources": TWO_SOURCES, "mixture": mixture}
+
+    check_rules(check_config(values))
+
+
+def test_replay_alone_is_no_mixture() -> None:
+    values = tiny_smoke().model_dump()
+    values["data"] |= {
+        "sources": {"general": TWO_SOURCES["topics"]},
+        "mixture": mix("documents", {}, (0, 0.1)),
+    }
+
+    with pytest.raises(ConfigError) as raised:
+        check_rules(check_config(values))
+    assert str(raised.value) == (
+        "data.mixture.replay.source=general is the only source; add what it is mixed with to data.sources"
+    )
+
+
+def test_a_task_of_an_array_is_one_of_its_tasks() -> None:
+    values = tiny_smoke().model_dump()
+    values["prepare"] |= {"tasks": 4, "task": 4}
+
+    with pytest.raises(ConfigError) as raised:
+        check_rules(check_config(values))
+    assert str(raised.value) == "prepare.task=4 is not one of prepare.tasks=4; count from 0 to 3"

@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from training.audit.choose import Choice, choose_documents
 from training.audit.facts import find_facts
@@ -18,7 +17,7 @@ from training.audit.page import build_page
 from training.audit.printed import print_documents
 from training.audit.report import AuditReport, to_json
 from training.audit.scan import Scan, scan_documents
-from training.audit.screen import print_report
+from training.audit.screen import print_line, print_report
 from training.config.freeze import read_frozen
 from training.config.schema import AuditConfig, RunConfig
 from training.config.sources import Detector
@@ -46,7 +45,7 @@ def audit(path: Path) -> None:
     write_json(folder / "audit.json", to_json(report))
     write_text(folder / "audit.html", build_page(report))
     print_report(report, console)
-    console.print(Text(f"written     {folder / 'audit.html'}, audit.json"), soft_wrap=True)
+    print_line(console, "written", f"{folder / 'audit.html'}, audit.json")
     refuse(list(report.breaches))
 
 

@@ -18,15 +18,15 @@ OPEN, CLOSE = "⟦", "⟧"
 
 def print_report(report: AuditReport, console: Console) -> None:
     """Print the facts of every source, the documents, and what is beyond a threshold."""
-    _line(console, "corpus", report.corpus)
-    _line(console, "packing", describe_packing(report.facts))
+    print_line(console, "corpus", report.corpus)
+    print_line(console, "packing", describe_packing(report.facts))
     for source in report.facts.sources:
         console.print()
         console.print(Text(show_text(source.name), style="bold"))
         for label, line in describe_source(
             source, report.lengths.get(source.name), report.scans[source.name]
         ):
-            _line(console, f"  {label}", line)
+            print_line(console, f"  {label}", line)
     if report.printed:
         console.print()
         legend = Text("Documents; what is learnt is ")
@@ -35,9 +35,9 @@ def print_report(report: AuditReport, console: Console) -> None:
             _print_document(document, console)
     console.print()
     for breach in report.breaches:
-        _line(console, "beyond", breach.line)
+        print_line(console, "beyond", breach.line)
     if not report.breaches:
-        _line(console, "thresholds", "all kept")
+        print_line(console, "thresholds", "all kept")
 
 
 def _print_document(document: PrintedDocument, console: Console) -> None:
@@ -69,5 +69,6 @@ def _marked(pieces: Sequence[Piece], console: Console) -> Text:
     return text
 
 
-def _line(console: Console, label: str, line: str) -> None:
+def print_line(console: Console, label: str, line: str) -> None:
+    """Print a labelled line, however long it is."""
     console.print(Text(f"{label:<{LABEL_WIDTH + 2}}{show_text(line)}"), soft_wrap=True)

@@ -102,7 +102,7 @@ def _duplicates(source: SourceFacts) -> str:
             "removed from train"
         )
     if record.repeated:
-        parts.append(f"{record.repeated:,} train documents are copies of others, kept")
+        parts.append(f"{say_count(record.repeated, 'copy', 'copies')} of other train documents, kept")
     return _join(parts)
 
 

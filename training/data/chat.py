@@ -207,12 +207,13 @@ class ChatEncoder:
             text = shape.skeleton.fill(contents)
             ids, spans = self._tokens.encode_spans([(text, shape.skeleton.find_spans(contents))])[0]
             for turn, (start, stop) in shape.skeleton.find_spans(contents).items():
-                found = tokenizer.decode(ids[slice(*spans[turn])])
-                # Decoders of SentencePiece tokenizers drop a leading space.
-                if "".join(found.split()) != "".join(text[start:stop].split()):
+                first, last = spans[turn][0], spans[turn][1] - 1
+                found = tokenizer.decode(ids[first:last]) + tokenizer.convert_ids_to_tokens(int(ids[last]))
+                # Decoders of SentencePiece tokenizers drop a leading space, normalisers may fold case.
+                if "".join(found.split()).lower() != "".join(text[start:stop].split()).lower():
                     raise ModelError(
-                        f"{self._template.name}: the tokens learnt of a test chat read {found!r}, wanted "
-                        f"{text[start:stop]!r}; the tokenizer's character offsets are wrong, use another"
+                        f"{self._template.name}: what is learnt of a test chat reads {found!r}, wanted "
+                        f"{text[start:stop]!r}: the tokenizer's character offsets are wrong; use another"
                     )
 
 

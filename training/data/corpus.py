@@ -4,10 +4,11 @@ The folder is a corpus once its manifest is there; the manifest is written last 
 What an earlier call committed is kept, whatever ended that call.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def prepare_corpus(
         StorageError: The disk is full or refuses, or another process is writing the same corpus.
     """
     layout = _check_folder(data)
-    with hold_lock(_lock_path(layout), busy=_busy(layout)):
+    with _hold_folder(layout):
         parts = _plan(layout, data, tokenizer)
         traces = {name: trace_source(name, source) for name, source in data.sources.items()}
         recipe = _hash_recipe(data, tokenizer, parts, traces)
@@ -136,6 +137,21 @@ def _check_folder(data: DataConfig) -> CorpusLayout:
     if root.exists() and not is_corpus and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"data.path={root} is there already and holds no corpus; choose another folder")
     return layout
+
+
+@contextlib.contextmanager
+def _hold_folder(layout: CorpusLayout) -> Iterator[None]:
+    """Keep every other call out; where nothing was committed in a new folder, leave nothing behind."""
+    was_there = layout.root.exists()
+    with hold_lock(_lock_path(layout), busy=_busy(layout)):
+        try:
+            yield
+        except BaseException:
+            if not layout.manifest.exists() and not any(layout.parts.glob("*.json")):
+                shutil.rmtree(layout.parts)
+                if not was_there:
+                    shutil.rmtree(layout.root)
+            raise
 
 
 def _plan(layout: CorpusLayout, data: DataConfig, tokenizer: TokenizerFacts) -> list[Part]:

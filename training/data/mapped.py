@@ -1,5 +1,6 @@
 """One shard of a corpus, mapped into memory: what is not read costs nothing."""
 
+import contextlib
 import mmap
 import os
 from dataclasses import dataclass
@@ -50,16 +51,16 @@ class Shard:
             with pa.ipc.open_stream(pa.py_buffer(self._mapped)) as stream:
                 batch = stream.read_next_batch()
             ids, targets = batch.column("input_ids"), batch.column("is_target")
-            self.ids: Tokens = ids.values.to_numpy()
+            self.ids: Tokens = _view(ids.values)
             """uint16 or uint32 [T]: the documents' tokens, one after the other."""
 
-            self.targets: npt.NDArray[np.uint8] = targets.values.to_numpy()
+            self.targets: npt.NDArray[np.uint8] = _view(targets.values)
             """uint8 [T]: 1 where the token is a target."""
         except (pa.ArrowException, KeyError, StopIteration, AttributeError) as error:
             raise DataError(
                 f"{name}: not a shard of this version ({error}); run `metier prepare` again"
             ) from None
-        self.offsets: npt.NDArray[np.int32] = ids.offsets.to_numpy()
+        self.offsets: npt.NDArray[np.int32] = _view(ids.offsets)
         """int32 [D + 1]: where each document begins in the tokens, and T."""
 
         self.bytes = len(self._mapped)
@@ -95,3 +96,32 @@ class Shard:
         """Let the pages go from this process's memory; the kernel keeps them as cache, and reads them again."""
         self._mapped.madvise(mmap.MADV_DONTNEED)
         self.touched = False
+
+
+def _view(column: Any) -> npt.NDArray[Any]:
+    # pyarrow's own to_numpy() imports pandas: a second, and 25 MB, for what is a view of a buffer.
+    kind = "i" if pa.types.is_signed_integer(column.type) else "u"
+    values = np.frombuffer(column.buffers()[1], dtype=f"{kind}{column.type.bit_width // 8}")
+    return values[column.offset : column.offset + len(column)]
+
+
+def give_back(array: npt.NDArray[Any]) -> None:
+    """Let the pages of an array that is mapped from a file go from this process's memory, as a shard's."""
+    mapped = _find_mapping(array)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def keep_small_pages(array: npt.NDArray[Any]) -> None:
+    """Have a mapped array's pages come one by one, not 2 MB at a time, where it is read here and there."""
+    mapped = _find_mapping(array)
+    if mapped is not None:
+        # Kernels without transparent huge pages know no such advice, and need none.
+        with contextlib.suppress(OSError):
+            mapped.madvise(mmap.MADV_NOHUGEPAGE)
+
+
+def _find_mapping(array: Any) -> mmap.mmap | None:
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array if isinstance(array, mmap.mmap) else None

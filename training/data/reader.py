@@ -24,7 +24,7 @@ from training.layout import CorpusLayout
 MOST_OPEN_SHARDS = 128
 MOST_OPEN_BYTES = 1 << 30
 """Of mapped files: addresses, no memory."""
-MOST_RESIDENT_BYTES = 48 << 20
+MOST_RESIDENT_BYTES = 32 << 20
 """Pages of shards that stay in this process's memory; then they are given back to the page cache."""
 CACHE_SHARE = 64
 """A process holds open, and so keeps from eviction, 1 / CACHE_SHARE of the cache and the shard it reads."""
@@ -61,6 +61,11 @@ class Corpus:
     def padding_id(self) -> int:
         """The token id that fills a row's rest."""
         return self.manifest.padding_id
+
+    @property
+    def token_bytes(self) -> int:
+        """Width of a stored token id: 2 or 4."""
+        return self.manifest.token_bytes
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int32]:

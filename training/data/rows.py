@@ -4,18 +4,25 @@ Nothing here is done token by token or piece by piece in Python: for a block of 
 token of its shard stands in each slot, and numpy gathers them.
 """
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from training.data.mapped import Shard, Tokens
+from training.data.mapped import Shard, Tokens, give_back, keep_small_pages
 from training.model.inputs import IGNORE_INDEX, Batch
 
+MOST_PLAN_BYTES = 16 << 20
+"""A larger plan does not stay in this process's memory: it is looked up in small parts and given back."""
+
+LARGE_PLAN_ROWS = 64
+"""A row touches 3 pages of its plan, and the kernel maps 16 around each (fault_around_bytes): 12 MB at most."""
+
+Numbers = npt.NDArray[np.integer]
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.uint8]
 Piece = tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_]]
@@ -48,6 +55,10 @@ class Shards(Protocol):
     @property
     def source_numbers(self) -> Indices:
         """int64 [shards]: the number of each shard's source."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Width of a stored token id: 2 or 4."""
 
     @property
     def padding_id(self) -> int:
@@ -103,44 +114,56 @@ class Block:
     """Of each piece, P in all: its source's number, 0 for padding."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RowReader:
-    """Reads rows of a plan out of a corpus' shards."""
+    """Reads rows of a plan out of a corpus's shards."""
 
-    corpus: Shards
-    plan: RowPlan
-    sequence_length: int
+    def __init__(self, corpus: Shards, plan: RowPlan, sequence_length: int) -> None:
+        """Read nothing yet."""
+        self._corpus = corpus
+        self._plan = plan
+        self._sequence_length = sequence_length
+        self._first_rows = np.asarray(plan.first_rows, dtype=np.int64)
+        self._mapped = (plan.row_bounds, plan.begins, plan.ends)
+        self._looked_up_at_once = sys.maxsize
+        if sum(array.nbytes for array in self._mapped) > MOST_PLAN_BYTES:
+            self._looked_up_at_once = LARGE_PLAN_ROWS
+            for array in self._mapped:
+                keep_small_pages(array)
 
-    def read(self, shards: npt.NDArray[np.integer], rows: npt.NDArray[np.integer]) -> Block:
-        """Read R rows: row ``rows[i]`` of shard ``shards[i]``, each shard opened once.
+    def read(self, shards: Numbers, rows: Numbers) -> Block:
+        """Read R rows: row ``rows[i]`` of shard ``shards[i]``, each shard visited once.
 
         Raises:
             DataError: A shard is missing or damaged.
-            StorageError: A shard cannot be fetched.
+            StorageError: A shard cannot be fetched, or not be kept.
         """
-        groups = _group(shards)
-        layout = _lay_out(*self._find_pieces(shards, rows, groups), self.sequence_length)
+        corpus, length = self._corpus, self._sequence_length
+        layout = _lay_out(*self._look_up(self._first_rows[shards] + rows), length)
         shape = layout.places.shape
         is_target = np.empty(shape, dtype=np.uint8)
-        input_ids: Tokens = np.empty(shape, dtype=f"u{self.corpus.token_bytes}")
-        for members in groups:
-            shard = self.corpus.shard(int(shards[members[0]]))
+        input_ids: Tokens = np.empty(shape, dtype=f"u{corpus.token_bytes}")
+        order = np.argsort(shards, kind="stable")
+        for members in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            shard = corpus.shard(int(shards[members[0]]))
             places = layout.places[members]
-            if len(shard.ids) < self.sequence_length:  # its padding reaches past its tokens
+            if len(shard.ids) < length:  # its padding reaches past its tokens
                 np.minimum(places, len(shard.ids) - 1, out=places)
             input_ids[members], is_target[members] = shard.read(places)
-            self.corpus.give_back()
-        sources = self.corpus.source_numbers[shards]
-        return _finish(layout, input_ids, is_target, sources, self.corpus.padding_id)
+            corpus.give_back()
+        return _finish(layout, input_ids, is_target, corpus.source_numbers[shards], corpus.padding_id)
 
-    def _find_pieces(
-        self, shards: Numbers, rows: Numbers, groups: Sequence[Indices]
-    ) -> tuple[Indices, Indices, Indices]:
-        """Look the rows up: pieces of each, int64 [R]; where each piece begins, and its length, int64 [P]."""
-        plan = self.plan
-        firsts, lasts = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
-        for number, members in enumerate(groups, start=1):
-            ...
+    def _look_up(self, rows: Indices) -> tuple[Indices, Indices, Indices]:
+        """Find the pieces of rows: how many each has, int64 [R]; where they begin, and lengths, int64 [P]."""
+        parts = []
+        for begin in range(0, len(rows), self._looked_up_at_once):
+            parts.append(_look_up(self._plan, rows[begin : begin + self._looked_up_at_once]))
+            if self._looked_up_at_once < sys.maxsize:
+                for array in self._mapped:
+                    give_back(array)
+        if len(parts) == 1:
+            return parts[0]
+        counts, begins, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return counts, begins, lengths
 
 
 def cut_batch(block: Block, first: int, size: int, *, pin: bool = False) -> Batch:
@@ -195,22 +218,27 @@ def build_batch(rows: Sequence[Sequence[Piece]], sequence_length: int, padding_i
         ValueError: A row's pieces are longer than ``sequence_length``; packing never plans that.
     """
     pieces = [piece for row in rows for piece in row]
-    ends = np.cumsum([len(ids) for ids, _ in pieces]).tolist()
-    spans = iter(zip([0, *ends], ends, strict=False))
-    layout = _lay_out([[next(spans) for _ in row] for row in rows], sequence_length)
-    places = np.minimum(layout.places, ends[-1] - 1)
+    counts = np.array([len(row) for row in rows], dtype=np.int64)
+    lengths = np.array([len(ids) for ids, _ in pieces], dtype=np.int64)
+    layout = _lay_out(counts, np.cumsum(lengths) - lengths, lengths, sequence_length)
+    places = np.minimum(layout.places, lengths.sum() - 1)
     input_ids = np.concatenate([ids for ids, _ in pieces]).astype(np.uint32)[places]
     is_target = np.concatenate([targets for _, targets in pieces]).astype(np.uint8)[places]
     sources = np.zeros(len(rows), dtype=np.int64)
     return cut_batch(_finish(layout, input_ids, is_target, sources, padding_id), 0, len(rows))
 
 
-def _lay_out(rows: Iterable[Sequence[Span]], sequence_length: int) -> _Layout:
-    spans = list(rows)
-    counts = np.fromiter(map(len, spans), dtype=np.int64, count=len(spans))
-    flat = chain.from_iterable(chain.from_iterable(spans))
-    edges = np.fromiter(flat, dtype=np.int64, count=2 * int(counts.sum()))
-    begins, lengths = edges[::2], edges[1::2] - edges[::2]
+def _look_up(plan: RowPlan, rows: Indices) -> tuple[Indices, Indices, Indices]:
+    firsts = plan.row_bounds.take(rows)
+    counts = plan.row_bounds.take(rows + 1) - firsts
+    before = np.cumsum(counts) - counts
+    pieces = np.arange(int(counts.sum()), dtype=np.int64) + np.repeat(firsts - before, counts)
+    begins = plan.begins.take(pieces).astype(np.int64)
+    return counts, begins, plan.ends.take(pieces) - begins
+
+
+def _lay_out(counts: Indices, begins: Indices, lengths: Indices, sequence_length: int) -> _Layout:
+    """Lay out rows of ``counts`` int64 [R] pieces, which begin at ``begins`` in their shards."""
     stops = np.cumsum(counts)
     before = np.concatenate(([0], np.cumsum(lengths)))
     padding = sequence_length - (before[stops] - before[stops - counts])
@@ -219,15 +247,15 @@ def _lay_out(rows: Iterable[Sequence[Span]], sequence_length: int) -> _Layout:
     # A last piece for every row fills it up, so that slots and pieces come out even.
     begins, lengths = np.insert(begins, stops, 0), np.insert(lengths, stops, padding)
     starts = np.cumsum(lengths) - lengths
-    slots = len(spans) * sequence_length
+    slots = len(counts) * sequence_length
     places = np.arange(slots, dtype=np.int64)
     places += np.repeat(begins - starts, lengths)
     is_padding = np.zeros(len(lengths), dtype=np.bool_)
-    is_padding[stops + np.arange(len(spans))] = True
+    is_padding[stops + np.arange(len(counts))] = True
     kept = lengths > 0
     starts, lengths = starts[kept], lengths[kept]
     return _Layout(
-        places=places.reshape(len(spans), sequence_length),
+        places=places.reshape(len(counts), sequence_length),
         starts=starts,
         lengths=lengths,
         first_piece=np.searchsorted(starts, np.arange(0, slots + 1, sequence_length)),

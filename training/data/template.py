@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from training.data.documents import Message, Messages
 from training.errors import ModelError
@@ -57,7 +57,6 @@ class ChatTemplate:
                 f"the tokenizer {tokenizer.name_or_path} has no chat template, and the documents are chats; "
                 "set model.chat_template to a Jinja file"
             )
-        self._source = source
         self.has_marks = _GENERATION_MARK.search(source) is not None
         """Whether answers are marked with ``{% generation %}``."""
         self._variables = {**tokenizer.special_tokens_map, "strftime_now": TODAY.strftime}
@@ -73,17 +72,7 @@ class ChatTemplate:
         Raises:
             TemplateRefusalError: The template fails on it.
         """
-        context = self._context
-        context.parent["messages"] = chat
-        context.parent["add_generation_prompt"] = prompt
-        try:
-            return "".join(self._compiled.root_render_func(context))
-        except _FAILURES as error:
-            raise _tell(error) from None
-        finally:
-            # What the template set at its top level must not be seen by the next chat.
-            context.vars.clear()
-            context.exported_vars.clear()
+        return "".join(self._write(chat, [], prompt=prompt))
 
     def render_marked(self, chat: Chat) -> tuple[str, list[Span]]:
         """Write a chat as text, and give the characters that ``{% generation %}`` marks.
@@ -91,13 +80,28 @@ class ChatTemplate:
         Raises:
             TemplateRefusalError: The template fails on it.
         """
+        blocks: list[str] = []
+        marks: list[Span] = []
+        # The tracker measures a mark by the blocks written before it.
+        with self._compiled.environment.activate_tracker(blocks, marks):
+            self._write(chat, blocks, prompt=False)
+        return "".join(blocks), marks
+
+    def _write(self, chat: Chat, blocks: list[str], *, prompt: bool) -> list[str]:
+        context = self._context
+        context.parent["messages"] = chat
+        context.parent["add_generation_prompt"] = prompt
         try:
-            texts, marks = render_jinja_template(
-                [chat], chat_template=self._source, return_assistant_tokens_mask=True, **self._variables
-            )
+            for block in self._compiled.root_render_func(context):
+                blocks.append(block)  # at once: the tracker looks at them while the template runs
         except _FAILURES as error:
-            raise _tell(error) from None
-        return str(texts[0]), [(int(start), int(stop)) for start, stop in marks[0]]
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise TemplateRefusalError(f"fails: {first}") from None
+        finally:
+            # What the template set at its top level must not be seen by the next chat.
+            context.vars.clear()
+            context.exported_vars.clear()
+        return blocks
 
 
 def to_chat(content: Messages) -> Chat:
@@ -132,8 +136,3 @@ def _open_call(call: Any) -> Any:
             return call
         return {**call, "arguments": opened} if isinstance(opened, dict) else call
     return call
-
-
-def _tell(error: BaseException) -> TemplateRefusalError:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return TemplateRefusalError(f"fails: {first}")

@@ -90,6 +90,8 @@ def build_skeleton(template: ChatTemplate, chat: Chat, habits: Habits) -> Skelet
     for turn, message in enumerate(masked):
         if message["content"] and turn not in order:
             raise TemplateRefusalError(f"leaves out the content of messages[{turn}] ({message['role']})")
+        if message.get("tool_calls") and not _writes_calls(template, masked, turn, text):
+            raise TemplateRefusalError(f"leaves out the tool calls of messages[{turn}]")
     spans = find_answers(template, masked, text, habits, _find_openings(template, masked, text))
     _check_words(text, spans, masked)
     if not habits.marked:
@@ -165,6 +167,15 @@ def _find_earlier_ends(template: ChatTemplate, control: re.Pattern[str]) -> set[
 
 def _last_token(text: str, control: re.Pattern[str]) -> str:
     return [match.group() for match in control.finditer(text)][-1]
+
+
+def _writes_calls(template: ChatTemplate, masked: Chat, turn: int, text: str) -> bool:
+    """Whether the text is another without the turn's tool calls."""
+    plain = [*masked[:turn], {**masked[turn], "tool_calls": []}, *masked[turn + 1 :]]
+    try:
+        return template.render(plain) != text
+    except TemplateRefusalError:
+        return True
 
 
 def _find_openings(template: ChatTemplate, masked: Chat, text: str) -> Openings:

@@ -126,8 +126,10 @@ class SpanTokenizer:
         answers = {}
         for turn, span in spans.items():
             tokens = self._find_tokens(encoding, text, span)
-            numbers = [number for number, place in enumerate(places) if tokens and place < tokens[0]]
-            if tokens is None or not numbers:
+            if tokens is None:
+                return None
+            numbers = [number for number, place in enumerate(places) if place < tokens[0]]
+            if not numbers:
                 return None
             begin = places[numbers[-1]]
             if WORD.search(text[encoding.token_to_chars(begin)[1] : span[0]]):

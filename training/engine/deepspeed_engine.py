@@ -42,7 +42,14 @@ class DeepSpeedEngine:
     def __init__(
         self, model: PreTrainedModel | PeftModel, config: RunConfig, place: Place, *, sources: int = 1
     ) -> None:
-        """Hand ``model``, which lies on ``place.device``, over to DeepSpeed; tell ``sources`` losses apart."""
+        """Hand ``model``, which lies on ``place.device``, over to DeepSpeed.
+
+        Args:
+            model: From ``build_model``.
+            config: Strategy, optimizer, batch, precision and seed decide.
+            place: Where this process stands.
+            sources: How many sources the corpus has; each one's loss is reported.
+        """
         self._place = place
         self._seed = config.seed
         self._zero_stage = config.strategy.zero_stage
@@ -97,11 +104,9 @@ class DeepSpeedEngine:
     def _count(self, micro_batches: Sequence[Batch]) -> tuple[list[int], int]:
         """Count the global batch's targets by source, and its tokens."""
         by_batch = [count_targets_by_source(batch, self._sources) for batch in micro_batches]
-        mine = [sum(counts) for counts in zip(*by_batch, strict=True)]
-        mine.append(sum(batch.tokens for batch in micro_batches))
-        *targets, tokens = (
-            int(count) for count in sum_over_ranks(list(map(float, mine)), self._place.device)
-        )
+        mine = [float(sum(counts)) for counts in zip(*by_batch, strict=True)]
+        mine.append(float(sum(batch.tokens for batch in micro_batches)))
+        *targets, tokens = map(int, sum_over_ranks(mine, self._place.device))
         return targets, tokens
 
     def state(self) -> dict[str, Any]:

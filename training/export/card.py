@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from training.config.schema import RunConfig
-from training.data.manifest import Manifest
+from training.data.manifest import Manifest, SourceRecord
 from training.export.verify import TOLERANCE, Agreement
 
 _PACKAGES = ("metier", "torch", "transformers", "peft", "bitsandbytes", "deepspeed")
@@ -68,6 +68,17 @@ def _interval(estimate: dict[str, float]) -> str:
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
+def tell_provenance(source: SourceRecord) -> str:
+    """Say where a source came from, in its own and its owner's words; files and folders are left out.
+
+    They are named in the corpus' manifest; here they would tell strangers how this machine is laid out.
+    """
+    told = {key: value for key, value in source.provenance.items() if isinstance(value, str | int | float)}
+    return ", ".join(
+        f"{key} {value}" for key, value in told.items() if not str(value).startswith(("/", "~", "."))
+    )
+
+
 def write_card(  # noqa: PLR0913 - one value each from the run, the corpus, the report and the check
     staged: Path,
     config: RunConfig,
@@ -95,6 +106,7 @@ def write_card(  # noqa: PLR0913 - one value each from the run, the corpus, the 
         step=step,
         settings=list_settings(config),
         manifest=manifest,
+        tell_provenance=tell_provenance,
         # A report on another checkpoint says nothing of this one.
         scores=scores if scores is not None and scores["step"] == step else None,
         agreement=agreement,

@@ -68,7 +68,7 @@ def linear_cross_entropy_per_row(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917 - autograd takes no keywords
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,

@@ -68,7 +68,8 @@ class PackedLanguageModel(nn.Module):
     def logits(self, batch: Batch) -> Tensor:
         """Give the logits after every token, [N, V], in the model's dtype; for short rows."""
         places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-        return torch.nn.functional.linear(self._hidden(batch, places), *self._head())
+        logits: Tensor = torch.nn.functional.linear(self._hidden(batch, places), *self._head())
+        return logits
 
     def _hidden(self, batch: Batch, places: Tensor) -> Tensor:
         """Run the decoder; give what the output layer sees at some places, [P, H]."""
@@ -80,7 +81,7 @@ class PackedLanguageModel(nn.Module):
         output = base.get_decoder()(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **inputs
         )
-        hidden = output.last_hidden_state[0].index_select(0, places)
+        hidden: Tensor = output.last_hidden_state[0].index_select(0, places)
         factor = _logit_factor(base)
         return hidden if factor == 1 else hidden * factor
 

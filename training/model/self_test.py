@@ -17,7 +17,7 @@ from training.model.inputs import IGNORE_INDEX, Batch, lay_documents
 from training.model.packed import PackedLanguageModel, base_of
 
 CUTS = (40, 18, 31)
-"""Tokens kept of the documents. The per-document kernel lays the first and the third into one call, padded."""
+"""Tokens kept of each document. The per-document kernel lays first and third into one call, padded."""
 
 LIMITS = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.02}
 """How far the logits of a token may be from those of the document alone, as a fraction of the logits' size.
@@ -72,7 +72,7 @@ def check_isolation(
 
     Args:
         model: From ``build_model``.
-        documents: Token ids [L] of one document or more, best of the corpus; three of them are cut to ``CUTS``.
+        documents: Token ids [L] of one document or more, best of the corpus; three are cut to ``CUTS``.
 
     Raises:
         ModelError: The logits differ by more than rounding explains, or the kernel does not run.

@@ -16,6 +16,7 @@ from training.collectives import from_lead, leave
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.loader import build_stream
+from training.data.plan import open_plan
 from training.data.reader import Corpus, check_tokenizer, open_corpus
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.errors import EXIT_OK
@@ -57,7 +58,8 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
     place = take_place(config, ranks)
     corpus = open_corpus(config.data.path, "train", config.loader)
     check_tokenizer(corpus.manifest, tokenizer_fingerprint(load_tokenizer(config.model)), config.data.path)
-    check_audit(corpus, config)
+    rows = open_plan(corpus, config.batch.sequence_length, config.data.long_documents)
+    check_audit(corpus.manifest, rows.by_source, config.batch.sequence_length, config.audit)
     incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
     stop = StopFlag(place.device)
     model = _build_model(config, place)

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -35,6 +36,10 @@ _VERSIONS = (
 
 _REMOTE_FAULTS = ("aiohttp", "asyncio", "botocore", "fsspec", "s3fs", "gcsfs", "huggingface_hub", "httpx")
 """Packages whose exceptions mean that a remote file cannot be read; not all of them are OSErrors."""
+
+
+_Opened = tuple[BinaryIO, Callable[[], dict[str, Any]]]
+"""The stream, and how to ask for the identity of the file as it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +85,11 @@ def open_file(name: str, identity: dict[str, Any]) -> Iterator[BinaryIO]:
     Raises:
         DataError: It is gone, changed, not permitted or damaged.
     """
-    with explain_faults(name):
-        stream, identify = _open_remote(name) if is_remote(name) else _open_local(name)
-        with stream:
-            _compare(name, identity, identify())
-            yield stream
-            _compare(name, identity, identify())
+    opened = _open_remote(name) if is_remote(name) else _open_local(name)
+    with explain_faults(name), opened as (stream, identify):
+        _compare(name, identity, identify())
+        yield stream
+        _compare(name, identity, identify())
 
 
 def decompress(name: str, stream: BinaryIO) -> BinaryIO:
@@ -188,16 +192,26 @@ def _find_remote(pattern: str) -> list[StoredFile]:
 
 
 def _identify_remote(info: dict[str, Any]) -> dict[str, Any]:
-    version = next((str(info[key]) for key in _VERSIONS if info.get(key) is not None), None)
-    return {"bytes": info.get("size"), "version": version}
+    version = next((info[key] for key in _VERSIONS if info.get(key) is not None), None)
+    if isinstance(version, datetime):
+        # One and the same file system gives seconds in a listing and a date for a single file.
+        version = version.timestamp()
+    return {"bytes": info.get("size"), "version": None if version is None else str(version).strip('"')}
 
 
-def _open_local(name: str) -> tuple[BinaryIO, Callable[[], dict[str, Any]]]:
-    stream = Path(name).open("rb", buffering=BUFFER_BYTES)  # noqa: SIM115 -- the caller closes
-    return stream, lambda: _identify_local(os.fstat(stream.fileno()))
+@contextmanager
+def _open_local(name: str) -> Iterator[_Opened]:
+    descriptor = os.open(name, os.O_RDONLY)
+    try:
+        # Readers close the stream when they like; the file stays open to be compared at the end.
+        with os.fdopen(descriptor, "rb", buffering=BUFFER_BYTES, closefd=False) as stream:
+            yield cast("BinaryIO", stream), lambda: _identify_local(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
 
 
-def _open_remote(name: str) -> tuple[BinaryIO, Callable[[], dict[str, Any]]]:
+@contextmanager
+def _open_remote(name: str) -> Iterator[_Opened]:
     system, path = fsspec.core.url_to_fs(name)
 
     def identify() -> dict[str, Any]:
@@ -207,9 +221,9 @@ def _open_remote(name: str) -> tuple[BinaryIO, Callable[[], dict[str, Any]]]:
     web = name.startswith(("http://", "https://"))
     # Not every web server can send a part of a file: what is read from front to end is streamed.
     whole = web and not path.partition("?")[0].lower().endswith(".parquet")
-    remote = system.open(path, "rb", block_size=0 if whole else BLOCK_BYTES)
-    # The buffer in front reads lines in C; fsspec's own files do it in Python.
-    return cast("BinaryIO", io.BufferedReader(remote, BUFFER_BYTES)), identify
+    with system.open(path, "rb", block_size=0 if whole else BLOCK_BYTES) as remote:
+        # The buffer in front reads lines in C; fsspec's own files do it in Python.
+        yield cast("BinaryIO", io.BufferedReader(remote, BUFFER_BYTES)), identify
 
 
 def _compare(name: str, listed: dict[str, Any], found: dict[str, Any]) -> None:

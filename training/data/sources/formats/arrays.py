@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from training.data.sources.formats.lines import no_object, read_json_lines
-from training.data.sources.pieces import Row, RowRange
+from training.data.sources.formats.lines import no_object, read_json_lines, too_long
+from training.data.sources.pieces import BadRecordError, Row, RowRange
 from training.errors import DataError
 
 CHUNK_BYTES = 1 << 20
@@ -39,7 +39,7 @@ def read_json(stream: BinaryIO, rows: RowRange) -> Iterator[Row]:
         if skip:
             skip -= 1
             continue
-        yield place, value if isinstance(value, dict) else no_object(value)
+        yield place, value if isinstance(value, dict | BadRecordError) else no_object(value)
     window.take("]")
     if window.look():
         raise window.broken("found more behind the array; join the two, or write one object per line")
@@ -83,7 +83,7 @@ class _Window:
         self._at += 1
 
     def take_value(self) -> Any:
-        """Move past the next JSON value and give it."""
+        """Move past the next JSON value and give it, or what is wrong with it."""
         while True:
             try:
                 value, end = _scan(self._text, self._at)
@@ -100,9 +100,10 @@ class _Window:
                 raise self.broken(str(error)) from None
             if end == len(self._text) and self._grow():
                 continue  # a number may go on
+            longest = self._rows.most_bytes
             self.line += self._text.count("\n", self._at, end)
-            self._at = end
-            return value
+            length, self._at = end - self._at, end
+            return value if length <= longest else too_long(longest)
 
     def broken(self, reason: str) -> DataError:
         """Name the line at which the array cannot be read."""

@@ -1,0 +1,331 @@
+"""The cache of a node: bounded, whole, and shared by its processes without a race."""
+
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from tests.cache_worker import write_origin
+from training.data.cache import FileCache, NoRoomError
+from training.data.manifest import FileRecord
+from training.data.remote import Origin
+from training.errors import ConfigError, DataError, StorageError
+
+SIZE = 1000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "origin"
+
+
+@pytest.fixture
+def origin(folder: Path) -> Origin:
+    return Origin(root=str(folder), attempts=3, first_wait_seconds=0.001)
+
+
+@pytest.fixture
+def records(folder: Path) -> list[FileRecord]:
+    return write_origin(folder, 5, SIZE)
+
+
+def make(tmp_path: Path, files: float = 100) -> FileCache:
+    return FileCache(tmp_path / "cache", int(files * SIZE))
+
+
+def read(cache: FileCache, record: FileRecord, origin: Origin) -> bytes:
+    descriptor = cache.open(record, origin)
+    try:
+        return os.pread(descriptor, 2 * SIZE, 0)
+    finally:
+        os.close(descriptor)
+
+
+def names(cache: FileCache) -> set[str]:
+    return {path.name for path in (cache.folder / "files").iterdir()}
+
+
+def test_a_file_is_fetched_once_and_is_what_its_record_says(
+    tmp_path: Path, folder: Path, origin: Origin, records: list[FileRecord]
+) -> None:
+    cache = make(tmp_path)
+
+    for _ in range(3):
+        for record in records:
+            assert read(cache, record, origin) == (folder / record.file).read_bytes()
+
+    assert cache.fetched_bytes == 5 * SIZE
+    assert names(cache) == {record.checksum for record in records}
+
+
+def test_the_least_recently_opened_goes_first(
+    tmp_path: Path, origin: Origin, records: list[FileRecord]
+) -> None:
+    cache = make(tmp_path, files=3)
+    a, b, c, d, _ = records
+    for record in (a, b, c, a, d):
+        read(cache, record, origin)
+
+    assert names(cache) == {record.checksum for record in (a, c, d)}
+
+
+@pytest.mark.parametrize("hold", ["descriptor", "mapping"])
+def test_what_is_open_is_not_evicted(
+    tmp_path: Path, origin: Origin, records: list[FileRecord], hold: str
+) -> None:
+    cache = make(tmp_path, files=2)
+    held: int | mmap.mmap = cache.open(records[0], origin)
+    if hold == "mapping":
+        mapped = mmap.mmap(held, 0, prot=mmap.PROT_READ)
+        os.close(held)
+        held = mapped
+
+    for record in records[1:]:
+        read(cache, record, origin)
+
+    assert records[0].checksum in names(cache)
+    assert len(names(cache)) == 2
+    held.close() if isinstance(held, mmap.mmap) else os.close(held)
+    for record in records[3:]:
+        read(cache, record, origin)
+    assert records[0].checksum not in names(cache)
+
+
+def test_a_limit_below_what_is_open_at_once_is_told(
+    tmp_path: Path, origin: Origin, records: list[FileRecord]
+) -> None:
+    cache = make(tmp_path, files=2)
+    held = [cache.open(record, origin) for record in records[:2]]
+
+    with pytest.raises(NoRoomError, match=r"loader.cache_bytes=2000 is too small for .* 1000 bytes beside"):
+        cache.open(records[2], origin)
+    os.close(held.pop())
+    read(cache, records[2], origin)
+    os.close(held.pop())
+
+
+def test_corpora_share_what_they_have_in_common(tmp_path: Path, records: list[FileRecord]) -> None:
+    again = tmp_path / "again"
+    assert write_origin(again, 5, SIZE) == records
+    cache = make(tmp_path)
+
+    for root in (tmp_path / "origin", again):
+        for record in records:
+            read(cache, record, Origin(root=str(root), attempts=1))
+
+    assert cache.fetched_bytes == 5 * SIZE
+
+
+def test_a_file_that_was_taken_out_comes_again(
+    tmp_path: Path, origin: Origin, records: list[FileRecord]
+) -> None:
+    cache = make(tmp_path)
+    cache.fetch(records[0], origin)
+    cache.discard(records[0])
+
+    assert not cache.holds(records[0])
+    read(cache, records[0], origin)
+    assert cache.fetched_bytes == 2 * SIZE
+
+
+def test_leftovers_of_killed_processes_are_cleaned_and_those_at_work_are_not(
+    tmp_path: Path, folder: Path, origin: Origin, records: list[FileRecord]
+) -> None:
+    cache = make(tmp_path, files=3)
+    with hanging(folder, cache) as process:
+        partial = next(name for name in names(cache) if name.endswith(".partial"))
+        for record in records[1:]:
+            read(cache, record, origin)
+        assert partial in names(cache)
+        assert len(names(cache)) == 3, "what is being fetched counts as well"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    read(cache, records[0], origin)  # the dead process' lock on this name is gone
+    assert names(cache) == {records[place].checksum for place in (0, 3, 4)}
+
+
+@contextmanager
+def hanging(folder: Path, cache: FileCache) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of fetching the first file."""
+    words = [sys.executable, "-m", "tests.cache_worker", "hang", folder, cache.folder, cache.limit_bytes]
+    with subprocess.Popen(
+        [str(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run_readers(folder: Path, cache: FileCache, count: int, rounds: int) -> list[int]:
+    """Let processes read all files at once; gives what each fetched."""
+    words = [sys.executable, "-m", "tests.cache_worker", "read", folder, cache.folder, cache.limit_bytes]
+    processes = [
+        subprocess.Popen(
+            [*(str(word) for word in words), str(seed), str(rounds)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(count)
+    ]
+    told = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, told[0][1]
+    return [int(out) for out, _ in told]
+
+
+def test_processes_of_one_node_fetch_each_file_once_together(tmp_path: Path, folder: Path) -> None:
+    write_origin(folder, 40, SIZE)
+    cache = make(tmp_path)
+
+    fetched = run_readers(folder, cache, 4, 2)
+
+    assert sum(fetched) == 40 * SIZE
+
+
+def test_processes_that_evict_each_others_files_still_read_what_they_asked_for(
+    tmp_path: Path, folder: Path
+) -> None:
+    records = write_origin(folder, 30, SIZE)
+    cache = make(tmp_path, files=12)  # three processes hold two each, and fetch a third
+
+    fetched = run_readers(folder, cache, 3, 8)
+
+    assert sum(fetched) > 30 * SIZE
+    assert len(names(cache)) <= 12
+    assert names(cache) <= {record.checksum for record in records}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damaging(Origin):
+    """Flips a bit in the first files that are copied."""
+
+    times: int
+    done: list[str] = field(default_factory=list)
+
+    def copy(self, file: str, sink: int) -> str:
+        checksum = super().copy(file, sink)
+        if len(self.done) < self.times:
+            self.done.append(file)
+            return checksum[::-1]
+        return checksum
+
+
+def test_a_file_that_comes_damaged_is_fetched_again_once(
+    tmp_path: Path, folder: Path, records: list[FileRecord]
+) -> None:
+    cache = make(tmp_path)
+
+    assert (
+        read(cache, records[0], Damaging(root=str(folder), attempts=1, times=1))
+        == (folder / records[0].file).read_bytes()
+    )
+    assert cache.refetched == 1
+
+    with pytest.raises(DataError, match=rf"{records[1].file}: damaged, .* also when fetched again"):
+        cache.open(records[1], Damaging(root=str(folder), attempts=1, times=2))
+    assert names(cache) == {records[0].checksum}
+
+
+class Shaky(LocalFileSystem):
+    """Fails a number of times, then works."""
+
+    protocol = "shaky"
+    failures = 0
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("shaky://")))
+
+    def open(self, path: str, *args: object, **kwargs: object) -> object:
+        if Shaky.failures:
+            Shaky.failures -= 1
+            raise OSError(errno.ECONNRESET, "connection reset\nby peer")
+        return super().open(path, *args, **kwargs)
+
+
+@pytest.fixture
+def shaky(folder: Path) -> Origin:
+    fsspec.register_implementation("shaky", Shaky, clobber=True)
+    return Origin(root=f"shaky://{folder}", attempts=3, first_wait_seconds=0.001)
+
+
+def test_a_fetch_is_tried_as_often_as_was_asked_for(
+    tmp_path: Path, shaky: Origin, records: list[FileRecord]
+) -> None:
+    cache = make(tmp_path)
+    Shaky.failures = 2
+    assert len(read(cache, records[0], shaky)) == SIZE
+
+    Shaky.failures = 3
+    with pytest.raises(StorageError) as told:
+        read(cache, records[1], shaky)
+    assert "cannot be read after 3 attempts (ConnectionResetError" in str(told.value)
+    assert "loader.fetch_attempts" in str(told.value)
+    assert "\n" not in str(told.value)
+    assert Shaky.failures == 0
+
+
+def test_what_is_not_there_is_not_asked_for_again(tmp_path: Path, origin: Origin) -> None:
+    missing = FileRecord(file="shards/none.arrow", checksum="0" * 32, bytes=3)
+
+    with pytest.raises(DataError, match=r"shards/none.arrow: missing; run `metier prepare`"):
+        make(tmp_path).open(missing, origin)
+
+
+def test_a_url_that_nobody_reads_is_told(tmp_path: Path, records: list[FileRecord]) -> None:
+    with pytest.raises(ConfigError, match=r"nosuch://there/.*: fsspec cannot read it"):
+        make(tmp_path).open(records[0], Origin(root="nosuch://there", attempts=3))
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+
+    with pytest.raises(StorageError, match=r"cache: cannot be written .* loader.cache_path"):
+        make(tmp_path)
+
+
+def fill_tiny_disk(tmp_path: Path, folder: Path, held: int) -> str:
+    """Open all files of the origin through a cache on a disk of 64 KB; give what was printed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = (
+        'mount -t tmpfs -o size=64k tmpfs "$1" && shift && '
+        'exec "$0" -m tests.cache_worker fill "$1" "$2" 1000000000 "$3"'
+    )
+    words = ["unshare", "-m", "sh", "-c", script, sys.executable, disk, folder, disk / "cache", held]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no disk of our own: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_full_disk_makes_room_by_eviction(tmp_path: Path, folder: Path) -> None:
+    write_origin(folder, 20, 10_000)
+
+    assert fill_tiny_disk(tmp_path, folder, held=2) == "20\n"
+
+
+def test_a_full_disk_with_everything_in_use_says_what_is_needed(tmp_path: Path, folder: Path) -> None:
+    write_origin(folder, 20, 10_000)
+
+    told = fill_tiny_disk(tmp_path, folder, held=20)
+
+    assert "5 NoRoomError" in told
+    assert "the disk is full: 10000 bytes are needed, " in told
+    assert "set loader.cache_path to another disk" in told
+    assert told.count("\n") == 1
