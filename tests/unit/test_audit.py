@@ -17,7 +17,7 @@ from tests.unit.test_audit_gate import AUDIT, manifest, packing
 from training.audit.choose import choose_documents
 from training.audit.facts import Share, find_facts
 from training.audit.gate import find_breaches
-from training.audit.lengths import Bin, measure_lengths
+from training.audit.lengths import MOST_BINS, Bin, measure_lengths
 from training.audit.page import build_page
 from training.audit.printed import SHOWN_TOKENS, print_documents
 from training.audit.report import AuditReport, to_json
@@ -139,21 +139,30 @@ def test_only_the_first_documents_with_findings_are_named() -> None:
     assert len(scan.named) == NAMED_DOCUMENTS
 
 
-def test_lengths_are_counted_by_source_in_bins_that_double() -> None:
+def test_lengths_are_counted_by_source_without_removed_documents() -> None:
     split = StoredSplit([("a", "x")] * 2 + [("b", "x")] * 4)
-    lengths = np.array([1, 3, 2, -7, 8, 15], dtype=np.int32)
-    measured = measure_lengths(split.record, lengths)
-    assert measured["a"].bins == (Bin(1, 1, 1), Bin(2, 3, 1))
-    assert measured["b"].bins == (Bin(2, 3, 1), Bin(4, 7, 0), Bin(8, 15, 2))
-    assert (measured["b"].median, measured["b"].longest) == (8, 15)
+    measured = measure_lengths(split.record, np.array([1, 3, 2, -7, 4, 4], dtype=np.int32))
+    assert measured["a"].bins == (Bin(1, 1, 1), Bin(2, 2, 0), Bin(3, 3, 1))
+    assert measured["b"].bins == (Bin(2, 2, 1), Bin(3, 3, 0), Bin(4, 4, 2))
+    assert (measured["b"].median, measured["b"].longest) == (4, 4)
 
 
-def test_every_length_falls_into_its_bin() -> None:
-    every = np.arange(1, 5000, dtype=np.int32)
+def test_a_source_of_which_everything_was_removed_has_no_lengths() -> None:
+    split = StoredSplit([("a", "x")] * 2)
+    assert measure_lengths(split.record, np.array([-1, -3], dtype=np.int32))["a"].bins == ()
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(1, 1), (7, 7), (1, 5000), (100, 131), (900, 1_000_000)])
+def test_every_length_falls_into_the_bin_that_says_so(shortest: int, longest: int) -> None:
+    every = np.unique(np.linspace(shortest, longest, 3000).astype(np.int32))
     split = StoredSplit([("a", "x")] * len(every))
     bins = measure_lengths(split.record, every)["a"].bins
-    assert [each.documents for each in bins[:-1]] == [each.last - each.first + 1 for each in bins[:-1]]
-    assert sum(each.documents for each in bins) == len(every)
+    assert [each.documents for each in bins] == [
+        int(((every >= each.first) & (every <= each.last)).sum()) for each in bins
+    ]
+    assert (bins[0].first, bins[-1].last) == (shortest, longest)
+    assert [each.first for each in bins[1:]] == [each.last + 1 for each in bins[:-1]]
+    assert len(bins) <= MOST_BINS
 
 
 def test_printed_documents_are_spread_over_the_sources() -> None:
@@ -241,11 +250,11 @@ def test_the_screen_says_what_became_of_everything() -> None:
         ),
         colour=False,
     )
-    assert "3 broken JSON, 2 without targets" in said
+    assert "broken JSON 3, without targets 2" in said
     assert "4 exact and 5 near copies of held-out documents removed from train" in said
     assert "a target in 1,990 of 2,000 answers (99.5%)" in said
     assert "7 documents truncated" in said
-    assert "found in 3 (33.3%): 4 email" in said
+    assert "found in 3 (33.3%): email 4" in said
     assert "less than audit.min_turn_ends=1.0" in said
 
 

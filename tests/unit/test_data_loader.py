@@ -379,16 +379,19 @@ def test_a_thread_that_is_gone_does_not_keep_its_consumer_waiting(corpus: Corpus
 
 
 def build(corpus: Corpus, *, rank: int = 0, samples_seen: int = 0, world_size: int = 1) -> BatchStream:
-    config = compose_run(
-        ["experiment=tiny_smoke", f"batch.sequence_length={LENGTH}"], ConfigTree.open(None)
-    ).config
+    settings = ["experiment=tiny_smoke", "data.long_documents=refuse"]
+    config = compose_run(settings, ConfigTree.open(None)).config
     return build_stream(corpus, plan(world_size), config, rank=rank, samples_seen=samples_seen)
 
 
 def test_a_run_reads_every_token_of_the_corpus_once_an_epoch(folder: Path, corpus: Corpus) -> None:
     samples = open_plan(corpus, LENGTH, "refuse").counts.rows
     seen: list[Row] = []
-    with build(corpus) as one, build(corpus, rank=0, world_size=2) as left, build(corpus, rank=1, world_size=2) as right:
+    with (
+        build(corpus) as one,
+        build(corpus, rank=0, world_size=2) as left,
+        build(corpus, rank=1, world_size=2) as right,
+    ):
         for _ in range(-(-samples // GLOBAL)):
             both = rows_of(next(left)) + rows_of(next(right))
             assert rows_of(next(one)) == both

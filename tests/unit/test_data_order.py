@@ -179,6 +179,16 @@ def test_any_ranks_and_any_change_between_read_the_same_global_batches(
     assert dealt == wanted
 
 
+@pytest.mark.parametrize("size", [1, 5, 8])
+def test_several_steps_at_once_are_the_same_steps(size: int) -> None:
+    shards = [("law", 9), ("general", 5), ("law", 4)]
+    order = build(shards, {"by": "weights", "shares": {"law": 0.7, "general": 0.3}}, size=size)
+
+    for position in (0, 3 * size):
+        one_by_one = [references(order.batch(position + step * size)) for step in range(20)]
+        assert references(order.batch(position, 20)) == [sample for step in one_by_one for sample in step]
+
+
 def test_at_names_the_samples_of_the_batch_in_dealt_order() -> None:
     order = build(law(*SIZES))
 

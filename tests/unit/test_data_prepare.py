@@ -1,7 +1,7 @@
-"""Preparing a corpus: the same bytes for the same input, only what is new is encoded, nothing lost silently."""
+"""Preparing a corpus: the same bytes for the same input, only what is new is encoded, nothing lost."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -167,7 +167,7 @@ def test_a_corpus_that_does_not_fit_is_made_anew(data: DataConfig, tmp_path: Pat
 def test_training_refuses_a_corpus_of_another_tokenizer(data: DataConfig) -> None:
     manifest = prepare(data, tokenizer="former").manifest
 
-    with pytest.raises(DataError, match="prepared with another tokenizer .*; run `metier prepare` again"):
+    with pytest.raises(DataError, match=r"prepared with another tokenizer .*; run `metier prepare` again"):
         check_tokenizer(manifest, "present", data.path)
 
 
@@ -195,7 +195,7 @@ def test_a_bad_record_leaves_the_former_corpus_whole(data: DataConfig, tmp_path:
 def test_a_source_that_vanishes_meanwhile_is_one_line_and_the_next_call_goes_on(
     data: DataConfig, tmp_path: Path
 ) -> None:
-    write_notes(tmp_path / "in" / "b.jsonl", 900, first=1000)
+    write_notes(tmp_path / "in" / "b.jsonl", 100, first=1000)
     prepare(data.model_copy(update={"path": str(tmp_path / "undisturbed")}))
     vanishing, aside = tmp_path / "in" / "b.jsonl", tmp_path / "b.jsonl"
 
@@ -226,11 +226,11 @@ def test_documents_without_targets_are_counted_and_left_out(data: DataConfig, tm
     chats = [
         {
             "messages": [
-                {"role": "user", "content": "a?"},
-                {"role": "assistant", "content": "b", "weight": weight},
+                {"role": "user", "content": f"{number}?"},
+                {"role": "assistant", "content": "b", "weight": int(number < 40)},
             ]
         }
-        for weight in [1] * 40 + [0] * 3
+        for number in range(43)
     ]
     (tmp_path / "in" / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     source = files_source(tmp_path / "in" / "chats.jsonl", documents="messages", family_field=None)
@@ -243,7 +243,9 @@ def test_documents_without_targets_are_counted_and_left_out(data: DataConfig, tm
 
 
 def test_personal_data_is_redacted_or_dropped_and_counted(tmp_path: Path) -> None:
-    texts = [f"Write to person{number}@example.org today." for number in range(5)] + ["Nobody."] * 40
+    texts = [f"Write to person{number}@example.org today." for number in range(5)] + [
+        f"Nobody in room {number}." for number in range(40)
+    ]
     write_texts(tmp_path / "in" / "a.jsonl", texts)
 
     def act(action: str) -> Manifest:
@@ -272,7 +274,10 @@ def read_texts(folder: Path) -> list[str]:
 
 
 def test_control_tokens_that_are_removed_are_counted(tmp_path: Path) -> None:
-    write_texts(tmp_path / "in" / "a.jsonl", ["Forged <|im_end|> turn."] * 2 + ["Honest."] * 40)
+    write_texts(
+        tmp_path / "in" / "a.jsonl",
+        ["Forged <|im_end|> turn."] * 2 + [f"Honest in room {number}." for number in range(40)],
+    )
 
     manifest = prepare(configure(tmp_path, control_tokens="remove")).manifest
 
@@ -326,7 +331,6 @@ def test_jobs_of_an_array_share_the_parts_and_a_last_call_finishes(
     for number in range(7):
         write_notes(tmp_path / "in" / f"b{number}.jsonl", 20, first=100 * number)
     facts = describe_tokenizer(TOKENIZER, "t")
-    shares = [[Path(data.path)] for _ in range(3)]
     sizes = []
     for task in (2, 0, 1):
         encoded = EncodedParts(data)
@@ -339,16 +343,14 @@ def test_jobs_of_an_array_share_the_parts_and_a_last_call_finishes(
     prepare(data.model_copy(update={"path": str(tmp_path / "at once")}))
 
     assert sum(sizes) == every == 8
-    assert len(shares) == 3
     assert finish.names == []
     assert bytes_of(Path(data.path)) == bytes_of(tmp_path / "at once")
 
 
 @pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each file of a few hundred bytes is a part of its own."""
     monkeypatch.setattr("training.data.parts.PART_BYTES", 1)
-    yield
 
 
 def test_jobs_of_an_array_run_beside_each_other_but_not_beside_the_finishing_call(data: DataConfig) -> None:

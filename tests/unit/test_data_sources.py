@@ -1,49 +1,24 @@
 """Sources: where they are found, the pieces they are read in, the one line when something is not there."""
 
-import gzip
 import importlib.metadata
 import os
-import socketserver
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler
-from itertools import count
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import pytest
 
-from tests.unit.make_sources import files, write_lines
+from tests.unit.make_sources import files, read_items, read_texts, refusal, write_lines
 from training.config.sources import (
-    FilesSource,
     Icd10cmSource,
     LicencesSource,
     PythonTopicsSource,
     SourceConfig,
 )
-from training.data.documents import Document, PromptCompletion, Text, sample_evenly
+from training.data.documents import PromptCompletion, Text, sample_evenly
 from training.data.read import Piece, Skipped, list_pieces, read_documents, read_piece, trace_source
 from training.data.sources.licences import find_family
 from training.errors import DataError
-
-
-def read_items(source: SourceConfig) -> list[Document | Skipped]:
-    return [item for piece in list_pieces("notes", source) for item in read_piece("notes", source, piece)]
-
-
-def read_texts(source: FilesSource) -> list[str]:
-    contents = [document.content for document in read_documents("notes", source)]
-    return [content.text for content in contents if isinstance(content, Text)]
-
-
-def refusal(source: SourceConfig) -> str:
-    with pytest.raises(DataError) as caught:
-        read_items(source)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_globs_are_read_in_sorted_order_and_each_file_once(tmp_path: Path) -> None:
@@ -195,90 +170,6 @@ def test_a_trace_has_the_files_the_licence_and_the_users_words(tmp_path: Path) -
     assert (before.licence, before.notes) == ("CC0", {"ward": "3"})
     assert before.content.keys() == {str(path)}
     assert trace_source("notes", source).content != before.content
-
-
-numbers = count()
-
-
-@pytest.fixture
-def bucket() -> Iterator[str]:
-    """An empty folder of fsspec's file system in memory, named by a URL."""
-    url = f"memory://bucket-{next(numbers)}"
-    system = fsspec.filesystem("memory")
-    yield url
-    system.rm(url, recursive=True)
-
-
-def put(url: str, content: bytes) -> str:
-    with fsspec.open(url, "wb") as file:
-        file.write(content)
-    return url
-
-
-def test_urls_and_globs_of_urls_are_read_as_files_are(bucket: str) -> None:
-    put(f"{bucket}/b.jsonl.gz", gzip.compress(b'{"text": "b"}\n'))
-    put(f"{bucket}/a.jsonl", b'{"text": "a"}\n')
-
-    documents = list(read_documents("notes", files(f"{bucket}/*", f"{bucket}/a.jsonl")))
-
-    assert [document.content for document in documents] == [Text("a"), Text("b")]
-    assert documents[0].id == f"{bucket.replace('://', ':///')}/a.jsonl:1"
-
-
-def test_a_url_that_leads_to_nothing_is_named_with_its_setting(bucket: str) -> None:
-    put(f"{bucket}/x.jsonl", b"")
-
-    assert refusal(files(f"{bucket}/absent.jsonl")) == (
-        f"data.sources.notes.paths: no file {bucket}/absent.jsonl; correct the path"
-    )
-    assert refusal(files(f"{bucket}/*.csv")).startswith("data.sources.notes.paths: no file")
-    assert "is a folder" in refusal(files(bucket))
-    assert "Protocol not known: nowhere" in refusal(files("nowhere://bucket/a.jsonl"))
-
-
-@pytest.mark.parametrize("again", [None, b'{"text": "other"}\n'], ids=["deleted", "replaced"])
-def test_a_remote_file_that_changes_after_it_was_listed_stops_the_reading(
-    bucket: str, again: bytes | None
-) -> None:
-    url = put(f"{bucket}/a.jsonl", b'{"text": "a"}\n')
-    source = files(url)
-    (piece,) = list_pieces("notes", source)
-
-    fsspec.filesystem("memory").rm(url)
-    put(f"{bucket}/keep.jsonl", b"")
-    if again:
-        put(url, again)
-
-    with pytest.raises(DataError, match="changed since it was listed" if again else "the file is gone"):
-        list(read_piece("notes", source, piece))
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """A web server that, like many, sends no part of a file."""
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def website(tmp_path: Path) -> Iterator[str]:
-    (tmp_path / "web").mkdir()
-    handler = partial(Quiet, directory=str(tmp_path / "web"))
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
-def test_web_addresses_are_streamed_also_with_a_query(tmp_path: Path, website: str) -> None:
-    write_lines(tmp_path / "web" / "a.jsonl", {"text": "a"}, {"text": "b"})
-    (tmp_path / "web" / "b.txt.gz").write_bytes(gzip.compress(b"c"))
-
-    assert read_texts(files(f"{website}/a.jsonl?download=true", f"{website}/b.txt.gz")) == ["a", "b", "c"]
-    assert "no file" in refusal(files(f"{website}/absent.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,8 @@ def mix(by: str, shares: dict[str, float], *phases: tuple[int, float], replayed:
         ),
         (
             mix("documents", {"topics": 1}),
-            "data.mixture.shares is not used with data.mixture.by=documents; use by=weights, epochs or tokens",
+            "data.mixture.shares is not used with data.mixture.by=documents; use by=weights, epochs or "
+            "tokens",
         ),
         (
             mix("weights", {"topics": 1, "general": 1}, (0, 0.1)),

@@ -1,4 +1,4 @@
-"""How long the documents of each source are: a histogram whose bins double in width."""
+"""How long the documents of each source are: a histogram whose bins are even on a logarithmic scale."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from training.data.manifest import SplitRecord
+
+MOST_BINS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,15 @@ def measure_lengths(record: SplitRecord, lengths: npt.NDArray[np.int32]) -> Mapp
 def _measure(lengths: npt.NDArray[np.int32]) -> Lengths:
     if not len(lengths):
         return Lengths(bins=(), median=0, longest=0)
-    # A bin holds the lengths of as many binary digits: 1, 2-3, 4-7, 8-15 ...; frexp gives their number.
-    _, digits = np.frexp(lengths.astype(np.float64))
-    counts = np.bincount(digits)
-    first = int(np.flatnonzero(counts)[0])
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    # Short lengths are whole numbers that lie farther apart than the edges would: those fall together.
+    edges = np.unique(np.round(np.geomspace(shortest, longest + 1, MOST_BINS + 1)).astype(np.int64))
+    counts = np.bincount(np.searchsorted(edges, lengths, side="right") - 1, minlength=len(edges) - 1)
     return Lengths(
         bins=tuple(
-            Bin(1 << (width - 1), (1 << width) - 1, int(counts[width])) for width in range(first, len(counts))
+            Bin(int(first), int(stop) - 1, int(count))
+            for first, stop, count in zip(edges[:-1], edges[1:], counts, strict=True)
         ),
         median=int(np.median(lengths)),
-        longest=int(lengths.max()),
+        longest=longest,
     )

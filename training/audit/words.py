@@ -74,11 +74,11 @@ def _turn_ends(source: SourceFacts) -> str:
 
 
 def _left_out(source: SourceFacts) -> str:
-    parts = [f"{count:,} {reason}" for reason, count in source.record.skipped.items()]
+    parts = [f"{reason} {count:,}" for reason, count in source.record.skipped.items()]
     if source.record.without_targets:
-        parts.append(f"{source.record.without_targets:,} without targets")
+        parts.append(f"without targets {source.record.without_targets:,}")
     if dropped := source.record.personal_data.get("dropped", 0):
-        parts.append(f"{dropped:,} with personal data")
+        parts.append(f"with personal data {dropped:,}")
     return _join(parts)
 
 
@@ -120,7 +120,7 @@ def _personal(source: SourceFacts, scan: Scan) -> str:
 
 def describe_findings(findings: Mapping[str, int]) -> str:
     """Say findings by detector."""
-    return ", ".join(f"{count:,} {detector}" for detector, count in findings.items())
+    return ", ".join(f"{detector} {count:,}" for detector, count in findings.items())
 
 
 def _join(parts: list[str]) -> str:

@@ -81,8 +81,9 @@ def prepare_corpus(
         records = _read_finished(layout, parts)
         manifest = assemble_manifest(data, tokenizer, records, traces)
         write_manifest(layout, manifest)
-        write_json(_recipe_path(layout), {"recipe": recipe, "fingerprint": manifest.fingerprint})
         _remove_leftovers(layout, manifest, parts)
+        # Last: a call that finds it has nothing left to do.
+        write_json(_recipe_path(layout), {"recipe": recipe, "fingerprint": manifest.fingerprint})
     return Prepared(manifest, is_new=True)
 
 
@@ -242,6 +243,8 @@ def _remove_leftovers(layout: CorpusLayout, manifest: Manifest, parts: Sequence[
         for path in folder.iterdir():
             if path.name not in kept and path.is_file():
                 path.unlink(missing_ok=True)
+    for path in layout.root.glob(f".{layout.manifest.name}.*"):
+        path.unlink(missing_ok=True)
 
 
 def _lock_path(layout: CorpusLayout) -> Path:

@@ -4,6 +4,7 @@ A thread and no worker processes: tokens lie ready on the disk, so that there is
 second core is needed for, and no process that could die unnoticed, with its own copy of everything.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -95,6 +96,8 @@ class BatchStream:
         """End the thread; safe to call twice, and while another thread waits in ``next``."""
         self._closing.set()
         self._upcoming.close()
+        with contextlib.suppress(queue.Empty):  # the thread may be waiting for this place
+            self._ready.get_nowait()
         if self._thread is not threading.current_thread():
             self._thread.join(CLOSE_TIMEOUT_SECONDS)
 
@@ -132,8 +135,10 @@ class BatchStream:
         shards, rows = self._upcoming.take(most_steps)
         block = self._reader.read(shards, rows)
         for first in range(0, len(rows), plan.samples_per_rank):
-            ends = range(first, first + plan.samples_per_rank, plan.micro_batch_size)
-            self._put([cut_batch(block, start, plan.micro_batch_size, pin=self._pin) for start in ends])
+            if self._closing.is_set():
+                return
+            passes = range(first, first + plan.samples_per_rank, plan.micro_batch_size)
+            self._put([cut_batch(block, start, plan.micro_batch_size, pin=self._pin) for start in passes])
 
     def _put(self, item: list[Batch] | BaseException) -> None:
         while not self._closing.is_set():

@@ -205,7 +205,7 @@ def _open_local(name: str) -> Iterator[_Opened]:
     try:
         # Readers close the stream when they like; the file stays open to be compared at the end.
         with os.fdopen(descriptor, "rb", buffering=BUFFER_BYTES, closefd=False) as stream:
-            yield cast("BinaryIO", stream), lambda: _identify_local(os.fstat(descriptor))
+            yield stream, lambda: _identify_local(os.fstat(descriptor))
     finally:
         os.close(descriptor)
 
