@@ -133,7 +133,7 @@ def add_corpus(
         if len(measured) > 1:
             counts = add_counts([one.counts for one in measured], sequence_length)
             every = Measured(counts, sum(one.seconds for one in measured))
-            table.add_row(f"{corpus}, all sources", *every.columns(), "", "", style="bold")
+            table.add_row(f"{corpus}, both", *every.columns(), "", "", style="bold")
 
 
 def main() -> None:

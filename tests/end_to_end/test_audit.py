@@ -11,11 +11,11 @@ from tests.end_to_end.runs import link_prepared, metier, succeed
 QUESTION = "Which of these is meant? " * 20
 
 
-def write_chats(folder: Path, count: int, answer: str) -> None:
+def write_chats(folder: Path, count: int, question: str, answer: str) -> None:
     with (folder / "chats.jsonl").open("w", encoding="utf-8") as lines:
         for number in range(count):
             turns = [
-                {"role": "user", "content": f"{QUESTION}{number}"},
+                {"role": "user", "content": question.format(number) + str(number)},
                 {"role": "assistant", "content": answer.format(number)},
             ]
             lines.write(json.dumps({"messages": turns}) + "\n")
@@ -29,7 +29,6 @@ def over_chats(*more: str) -> list[str]:
         "data.sources.files.paths=[chats.jsonl]",
         "data.duplicates.near_threshold=null",
         "batch.sequence_length=1200",  # two chats
-        "loop.max_steps=2",
         *more,
     ]
 
@@ -57,36 +56,29 @@ def test_the_audit_prints_and_writes_a_page_and_json(folder: Path) -> None:
     assert "All thresholds are kept" in (folder / "data/python_topics/audit/audit.html").read_text()
 
 
-def test_a_corpus_whose_answers_are_hardly_learnt_is_reported_and_not_trained_on(folder: Path) -> None:
-    write_chats(folder, 60, "y")
+def test_what_is_beyond_a_threshold_is_reported_and_not_trained_on(folder: Path) -> None:
+    write_chats(folder, 60, QUESTION + "person{}@example.org", "y")
     succeed(folder, "prepare", *over_chats())
 
-    audited = metier(folder, "audit", *over_chats())
+    audited = metier(folder, "audit", *over_chats("audit.max_personal_data=0.5"))
     assert audited.returncode == 2
-    assert audited.stderr.startswith("metier audit: data.sources.files: ")
-    assert "are targets, less than audit.min_target_share=0.01; " in audited.stderr
-    assert audited.stderr.count("\n") == 1
-    assert f"{QUESTION}" in audited.stdout
-    assert [breach["key"] for breach in read_report(folder / "chats")["breaches"]] == ["min_target_share"]
+    line, _, more = audited.stderr.partition(" (1 more: ")
+    assert line.startswith("metier audit: data.sources.files: ")
+    assert "are targets, less than audit.min_target_share=0.01; " in line
+    assert more == "`metier audit` shows all)\n"
+    assert QUESTION in audited.stdout
+    assert "60 of 60 searched documents (1) hold personal data" in audited.stdout
+    report = read_report(folder / "chats")
+    assert [breach["key"] for breach in report["breaches"]] == ["min_target_share", "max_personal_data"]
+    assert report["sources"]["files"]["personal_data_found"]["findings"] == {"email": 60}
 
     trained = metier(folder, "train", *over_chats())
     assert trained.returncode == 2
-    assert trained.stderr.strip().endswith(audited.stderr.removeprefix("metier audit: ").strip())
-
-    lowered = succeed(folder, "train", *over_chats("audit.min_target_share=0"))
-    assert "finished after step 2" in lowered
+    assert trained.stderr.strip() == line.replace("metier audit: ", "metier train: ")
 
 
-def test_personal_data_are_reported_and_gone_once_they_are_redacted(folder: Path) -> None:
-    write_chats(folder, 60, "Write to person{}@example.org or call +44 20 7946 0958.")
-    succeed(folder, "prepare", *over_chats())
-
-    found = metier(folder, "audit", *over_chats("audit.max_personal_data=0.5"))
-    assert found.returncode == 2
-    assert "60 of 60 searched documents (1) hold personal data" in found.stderr
-    notes = read_report(folder / "chats")["sources"]["files"]
-    assert notes["personal_data_found"]["findings"] == {"email": 60, "phone": 60}
-
+def test_of_redacted_personal_data_nothing_is_found(folder: Path) -> None:
+    write_chats(folder, 60, QUESTION, "Write to person{}@example.org or call +44 20 7946 0958.")
     redacting = over_chats("audit.max_personal_data=0", "data.personal_data.action=redact")
     succeed(folder, "prepare", *redacting)
     said = succeed(folder, "audit", *redacting)

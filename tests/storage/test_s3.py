@@ -8,6 +8,7 @@ import boto3
 import fsspec
 import numpy as np
 import pytest
+import s3fs
 from moto.server import ThreadedMotoServer
 
 from tests.storage.s3_case import Fault, Faults, proxy_before
@@ -47,7 +48,9 @@ def server(folder: Path) -> Iterator[tuple[int, Faults]]:
         patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own tries; ours are what is tested
+        # Below our own tries there are botocore's and s3fs'; ours are what is tested.
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        patch.setattr(s3fs.S3FileSystem, "retries", 1)
         client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{upstream}")
         client.create_bucket(Bucket="bucket")
         for path in folder.rglob("*"):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from tests.unit.test_audit_gate import AUDIT, manifest, packing
+from training.audit.body import find_audit_folder
 from training.audit.choose import choose_documents
 from training.audit.facts import Share, find_facts
 from training.audit.gate import find_breaches
@@ -322,3 +324,11 @@ def test_the_json_holds_every_number() -> None:
     assert notes["personal_data_found"]["findings"] == {"email": 4}
     assert notes["packing"]["truncated"] == 7
     assert len(values["printed_documents"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("data_path", "folder"),
+    [("data/letters", "data/letters/audit"), ("s3://bucket/corpora/letters/", "audit-letters")],
+)
+def test_the_report_lies_in_the_corpus_or_here_when_that_is_far_away(data_path: str, folder: str) -> None:
+    assert find_audit_folder(data_path) == Path(folder)

@@ -16,6 +16,7 @@ from training.data.manifest import ShardRecord, Split
 from training.data.reader import open_corpus
 from training.data.shards import write_shard
 from training.data.shingles import ABSENT, GRAM, IGNORED, PRESENT, GramTable, hash_grams
+from training.errors import DataError
 
 Tokens = list[int]
 Sides = tuple[list[Tokens], list[Tokens], dict[Split, list[ShardRecord]]]
@@ -179,8 +180,6 @@ def test_removed_documents_are_negative_in_the_index_and_in_no_count(tmp_path: P
 
 
 def test_a_corpus_of_one_document_many_times_is_refused(tmp_path: Path) -> None:
-    from training.errors import DataError
-
     write_texts(tmp_path / "in" / "a.jsonl", ["always the same"] * 50)
 
     with pytest.raises(DataError, match="train documents are held out as well"):

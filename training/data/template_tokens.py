@@ -81,7 +81,8 @@ class SpanTokenizer:
             self.is_control[number] and (token.lstrip or token.rstrip) for number, token in added.items()
         )
         """Whether a control token takes in the white space beside it."""
-        self._newline: list[int] = self._exact.encode("\n", add_special_tokens=False).ids
+        self._newline: list[int] = self._encode("\n")
+        self._opens_alike = self._encode("\nx")[len(self._newline) :] == self._encode("x")
 
     def encode_fast(self, texts: list[str]) -> list[Ids]:
         """Tokenise without offsets."""
@@ -162,32 +163,31 @@ class SpanTokenizer:
         cursor = 0
         for turn, (start, stop) in sorted(spans.items()):
             end = stop - self._measure_end(text[start:stop])
-            ids += self._exact.encode(text[cursor:start], add_special_tokens=False).ids
+            ids += self._encode(text[cursor:start])
             first = len(ids)
             ids += self._continue(text[start:end])
             tokens[turn] = first, len(ids) + 1
             cursor = end
-        ids += self._exact.encode(text[cursor:], add_special_tokens=False).ids
+        ids += self._encode(text[cursor:])
         if not all(self.is_control[ids[stop - 1]] for _, stop in tokens.values()):
             raise TemplateRefusalError("ends an answer with a token that the tokenizer does not know")
         return np.array(ids, dtype=np.int32), tokens
 
     def _measure_end(self, answer: str) -> int:
         """Give the length of the control token that ends an answer."""
-        encoding = self._exact.encode(answer, add_special_tokens=False)
-        return len(self._backend.id_to_token(encoding.ids[-1]) or "")
+        return len(self._backend.id_to_token(self._encode(answer)[-1]) or "")
 
     def _continue(self, text: str) -> list[int]:
         """Tokenise what is not the beginning of a text: SentencePiece puts a space before every beginning."""
-        alone: list[int] = self._exact.encode("x", add_special_tokens=False).ids
-        after: list[int] = self._exact.encode("\nx", add_special_tokens=False).ids
-        size = len(self._newline)
-        if after[size:] == alone:
-            return list(self._exact.encode(text, add_special_tokens=False).ids)
-        ids: list[int] = self._exact.encode("\n" + text, add_special_tokens=False).ids
+        if self._opens_alike:
+            return self._encode(text)
+        ids, size = self._encode("\n" + text), len(self._newline)
         if ids[:size] != self._newline:
             raise TemplateRefusalError("writes a prompt that shares a token with its answer")
         return ids[size:]
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._exact.encode(text, add_special_tokens=False).ids)
 
 
 def free_of_limits(backend: Tokenizer) -> None:

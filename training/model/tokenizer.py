@@ -62,11 +62,10 @@ def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 def find_text_end(tokenizer: PreTrainedTokenizerBase) -> int:
     """Give the id of the token that ends a plain text; the end of a chat's turn where there is no other."""
-    vocabulary = tokenizer.get_vocab()
-    for token in _TEXT_ENDS:
-        if token in vocabulary:
-            return int(vocabulary[token])
-    return int(tokenizer.eos_token_id)
+    # get_vocab copies the whole vocabulary of a fast tokenizer: longer than a batch of texts takes.
+    find = tokenizer.backend_tokenizer.token_to_id if tokenizer.is_fast else tokenizer.get_vocab().get
+    found = [number for token in _TEXT_ENDS if (number := find(token)) is not None]
+    return int(found[0] if found else tokenizer.eos_token_id)
 
 
 def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -14,11 +14,12 @@ A document's family, unless ``family_field`` names it, is the hash of what will 
 same side of the split, wherever they lie and whatever else their records say.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Literal, get_args
+
+import xxhash
 
 from training.config.sources import RecordSource
 from training.data.documents import Document, Message, Messages, PromptCompletion, Text
@@ -99,7 +100,7 @@ class RecordParser:
             id=place,
             # By content and not by place: the split stays as it is when records are put in before this one.
             family=(
-                hashlib.blake2b(encoded, digest_size=8).hexdigest()
+                xxhash.xxh3_64_hexdigest(encoded)
                 if source.family_field is None
                 else _find_family(record, source.family_field)
             ),
@@ -160,7 +161,9 @@ class RecordParser:
                 if schema not in fields:
                     raise missing(fields, schema)
                 messages = parse_turns(fields[schema], schema, self._source.train_on)
-                return self._with_system(messages, fields)
+                if "tools" in fields or "system" in fields:
+                    return self._with_system(messages, fields)
+                return Messages(messages)
             case "text":
                 text = get_text(fields, "text")
                 if not text or text.isspace():
