@@ -45,7 +45,15 @@ def write_reference() -> str:
     schema = RunConfig.model_json_schema()
     values = compose_values([], tree)
     parts = [_HEAD, _experiments(tree), _top_level(schema, values)]
-    sections = [*(group for group in GROUPS if group != "experiment"), "batch", "loop", "prepare", "loader", "audit", "export"]
+    sections = [
+        *(group for group in GROUPS if group != "experiment"),
+        "batch",
+        "loop",
+        "prepare",
+        "loader",
+        "audit",
+        "export",
+    ]
     parts += [_section(name, schema, values, tree) for name in sections]
     parts.append(_sources(schema))
     return "\n".join(parts)

@@ -164,7 +164,9 @@ class NextFitPlan:
     """Each shard's documents one after the other; a new row where the next does not fit."""
 
     def __init__(self, corpus: Corpus, sequence_length: int) -> None:
-        self.rows = [pack(corpus.shard(s).offsets.tolist(), sequence_length) for s in range(shards_of(corpus))]
+        self.rows = [
+            pack(corpus.shard(s).offsets.tolist(), sequence_length) for s in range(shards_of(corpus))
+        ]
         counts = [len(row) for rows in self.rows for row in rows]
         pieces = [piece for rows in self.rows for row in rows for piece in row]
         self.first_rows = [sum(map(len, self.rows[:shard])) for shard in range(shards_of(corpus))]

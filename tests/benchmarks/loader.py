@@ -141,13 +141,17 @@ def show(cases: list[Case]) -> None:
         )
     console = Console(width=120)
     console.print(table)
-    console.print(f"Added memory: anonymous + pages of mapped files; goal of ours {GOAL_MEMORY / 1e6:.0f} MB.")
+    console.print(
+        f"Added memory: anonymous + pages of mapped files; goal of ours {GOAL_MEMORY / 1e6:.0f} MB."
+    )
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--peers", metavar="PYTHON", help="interpreter that has litdata and mosaicml-streaming")
+    parser.add_argument(
+        "--peers", metavar="PYTHON", help="interpreter that has litdata and mosaicml-streaming"
+    )
     parser.add_argument("--documents", type=int, default=1_250_000)
     parser.add_argument("--seconds", type=float, default=30, help="of reading, each")
     parser.add_argument("--folder", type=Path, help="kept, and used again; default: a temporary one")

@@ -93,7 +93,10 @@ def read_litdata(out: Path, skip: int) -> Iterator[int]:
     dataset = StreamingDataset(str(out), shuffle=True)
     if skip:
         dataset.load_state_dict(
-            {**dataset.state_dict(num_samples_yielded=skip, num_workers=0, batch_size=1), "seed": dataset.seed}
+            {
+                **dataset.state_dict(num_samples_yielded=skip, num_workers=0, batch_size=1),
+                "seed": dataset.seed,
+            }
         )
     yield from map(len, dataset)
 
@@ -169,13 +172,13 @@ def read_datasets(out: Path, skip: int) -> Iterator[int]:
     shuffled = stream.shuffle(seed=1, buffer_size=SHUFFLE_BUFFER)
     if skip:
         shuffled = shuffled.skip(skip)
-    for document in shuffled.map(
-        encode, batched=True, batch_size=TOKENISED_AT_ONCE, remove_columns=["text"]
-    ):
+    for document in shuffled.map(encode, batched=True, batch_size=TOKENISED_AT_ONCE, remove_columns=["text"]):
         yield len(document["ids"])
 
 
-KINDS: dict[str, tuple[Callable[[Path, Path], None], Callable[[Path, int], Iterator[int]], Callable[[], Any]]] = {
+KINDS: dict[
+    str, tuple[Callable[[Path, Path], None], Callable[[Path, int], Iterator[int]], Callable[[], Any]]
+] = {
     "litdata": (make_litdata, read_litdata, lambda: __import__("litdata")),
     "mosaicml-streaming": (make_streaming, read_streaming, import_streaming),
     "datasets": (make_datasets, read_datasets, lambda: __import__("datasets")),

@@ -87,7 +87,9 @@ def main() -> None:
                 ("datasets", sys.executable),
             )
         ]
-    table = Table("loader", f"first batch {options.deep:,} documents deep, s", "goal", "ours is so many times faster")
+    table = Table(
+        "loader", f"first batch {options.deep:,} documents deep, s", "goal", "ours is so many times faster"
+    )
     for case in (resumed, *peers):
         if case.result is None:
             table.add_row(case.name, f"not measured: {case.absent}")
@@ -97,7 +99,9 @@ def main() -> None:
         if not seconds:
             table.add_row(case.name, f"more than {MOST_PEER_SECONDS}")
         else:
-            table.add_row(case.name, f"{seconds:.3f}", f"<= {GOAL_SECONDS}" if case is resumed else "", faster)
+            table.add_row(
+                case.name, f"{seconds:.3f}", f"<= {GOAL_SECONDS}" if case is resumed else "", faster
+            )
     console = Console(width=120)
     console.print(table)
     same = resumed.result and whole.result and resumed.result["digest"] == whole.result["digest"]

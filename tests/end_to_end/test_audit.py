@@ -15,7 +15,7 @@ def write_chats(folder: Path, count: int, question: str, answer: str) -> None:
     with (folder / "chats.jsonl").open("w", encoding="utf-8") as lines:
         for number in range(count):
             turns = [
-                {"role": "user", "content": question.format(number) + str(number)},
+                {"role": "user", "content": f"{question.format(number)} {number}"},
                 {"role": "assistant", "content": answer.format(number)},
             ]
             lines.write(json.dumps({"messages": turns}) + "\n")

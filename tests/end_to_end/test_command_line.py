@@ -51,6 +51,7 @@ def modules_after(*words: str, folder: Path) -> set[str]:
     "words",
     [
         ("train", "experiment=tiny_smoke", "dry_run=true"),
+        ("audit", "experiment=tiny_smoke", "dry_run=true"),
         ("train", "experiment=tiny_smoke", "optimizer.learning_rat=1"),
         ("train", "experiment=tiny_smoke"),
         ("evaluate", "experiment=tiny_smoke"),

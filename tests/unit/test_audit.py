@@ -118,7 +118,7 @@ def test_a_limit_is_kept_and_dealt_over_the_splits_by_their_size(limit: int) -> 
 
 
 def test_a_sample_of_a_large_source_touches_few_shards() -> None:
-    (numbers,) = chosen([corpus(600, 0)], "notes", 150)
+    (numbers,) = chosen([corpus(300, 0)], "notes", 150)
     assert len(numbers) == 150
     assert len({number // 3 for number in numbers}) == 64
 

@@ -4,13 +4,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from launcher.compose import compose_run
 from launcher.tree import ConfigTree
@@ -21,7 +20,7 @@ from training.data import loader, reader, rows
 from training.data.loader import BatchStream, build_stream
 from training.data.plan import open_plan
 from training.data.reader import Corpus, open_corpus
-from training.data.rows import Piece, RowReader, build_batch, cut_batch, pack_batch
+from training.data.rows import RowReader, cut_batch
 from training.errors import DataError
 from training.model.inputs import IGNORE_INDEX, Batch
 
@@ -230,58 +229,8 @@ def test_only_the_shards_of_the_coming_steps_are_fetched(tmp_path: Path, folder:
     assert not cached.files.is_here(cached.record.shards[6])
 
 
-def pieces(*lengths: int) -> list[Piece]:
-    ids = np.arange(1000, dtype=np.int32)
-    ends = np.cumsum([0, *lengths])
-    targets = np.arange(1000) % 3 != 0
-    return [(ids[a:b], targets[a:b]) for a, b in pairwise(ends)]
-
-
-def test_documents_are_bounded_and_their_positions_restart() -> None:
-    batch = build_batch([pieces(3, 4), pieces(8), pieces(2)], 8, padding_id=7)
-
-    assert batch.document_bounds == (0, 3, 7, 8, 16, 18, 24)
-    expected = torch.cat([torch.arange(b - a) for a, b in pairwise(batch.document_bounds)])
-    assert torch.equal(batch.position_ids[0], expected)
-    assert batch.input_ids[0, 7] == 7
-    assert batch.tokens == 17
-    assert len(batch.source_ids) == 6
-    assert batch.input_ids.dtype == batch.labels.dtype == batch.position_ids.dtype == torch.int64
-
-
-def test_a_label_is_the_next_token_of_the_same_piece_where_that_is_a_target() -> None:
-    row = pieces(5, 6, 2)
-
-    batch = pack_batch(row, 16)
-
-    expected = []
-    for ids, is_target in row:
-        expected += [int(i) if t else IGNORE_INDEX for i, t in zip(ids[1:], is_target[1:], strict=True)]
-        expected.append(IGNORE_INDEX)
-    assert batch.labels[0].tolist() == expected + [IGNORE_INDEX] * 3
-    assert batch.targets == sum(label != IGNORE_INDEX for label in expected)
-
-
-def test_a_cut_document_loses_one_label_at_each_cut_and_no_more() -> None:
-    ids, is_target = np.arange(20, dtype=np.int32), np.ones(20, dtype=np.bool_)
-    is_target[0] = False
-
-    batch = build_batch(
-        [[(ids[:8], is_target[:8])], [(ids[8:16], is_target[8:16])], [(ids[16:], is_target[16:])]], 8, 0
-    )
-
-    assert batch.targets == 19 - 2
-
-
-def test_a_row_that_is_too_long_is_refused() -> None:
-    with pytest.raises(ValueError, match="row 2 holds more than 8 tokens"):
-        build_batch([pieces(8), pieces(5, 4)], 8, 0)
-
-
 def test_a_shard_shorter_than_a_row_and_wide_tokens_are_read(tmp_path: Path) -> None:
-    write_corpus(
-        tmp_path, {"a": np.array([5, 4])}, tokens_per_shard=100, token_bytes=4, vocabulary=10**6
-    )
+    write_corpus(tmp_path, {"a": np.array([5, 4])}, tokens_per_shard=100, token_bytes=4, vocabulary=10**6)
     corpus = open_corpus(tmp_path, "train")
 
     with open_stream(corpus, plan(1, global_batch_size=1)) as stream:

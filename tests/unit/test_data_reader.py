@@ -106,7 +106,9 @@ def test_a_url_needs_the_loaders_settings(folder: Path) -> None:
 @pytest.mark.parametrize("url", [False, True])
 def test_a_corpus_that_is_not_there_is_told(tmp_path: Path, url: bool) -> None:
     path = f"file://{tmp_path}/none" if url else f"{tmp_path}/none"
-    with pytest.raises(DataError, match=re.escape(path) + r".*(no prepared corpus|missing); run `metier prep"):
+    with pytest.raises(
+        DataError, match=re.escape(path) + r".*(no prepared corpus|missing); run `metier prep"
+    ):
         open_corpus(path, "train", loader(tmp_path, cache_path=str(tmp_path / "cache") if url else None))
 
 
@@ -211,5 +213,5 @@ def test_pages_that_were_read_do_not_add_up(tmp_path: Path, monkeypatch: pytest.
 def test_another_tokenizer_is_refused(folder: Path) -> None:
     manifest = open_corpus(folder, "train").manifest
     check_tokenizer(manifest, "t", "corpus")
-    with pytest.raises(DataError, match="data.path=corpus was prepared with another tokenizer"):
+    with pytest.raises(DataError, match=r"data\.path=corpus was prepared with another tokenizer"):
         check_tokenizer(manifest, "u", "corpus")

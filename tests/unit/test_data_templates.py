@@ -206,6 +206,17 @@ def expect(case: Case, *answers: str) -> list[str]:
     return [lead + word + case.end for lead, word in zip(leads, words, strict=True)]
 
 
+def change_template(name: str, template: str) -> PreTrainedTokenizerBase:
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.name_or_path = name
+    return tokenizer
+
+
+def loop(body: str, messages: str = "messages") -> str:
+    return "{% for message in " + messages + " %}" + body + "{% endfor %}"
+
+
 QUESTION, ANSWER = "Was heißt I63.9?", "A “stroke” — 脑梗死 🩺 e\u0301"
 TURNS = (("user", QUESTION), ("assistant", ANSWER), ("user", "And I10?"), ("assistant", "Hypertension."))
 SYSTEM = ("system", "You code diagnoses.")
@@ -376,6 +387,42 @@ def test_the_date_is_always_the_same_so_that_shards_are() -> None:
     assert "Today Date: 26 Jul 2024\n" in text
 
 
+@pytest.mark.parametrize(
+    ("expression", "copies"),
+    [
+        ("message.content", True),
+        ("message['content'] | trim", True),
+        ("('a' + message.content.strip()) if loop.last else message.content ~ 'b'", True),
+        ("message.content if message.content and message.content is string else 'none'", True),
+        ("messages[loop.index0 - 1].content + (messages | length) | string", True),
+        ("message.content | upper", False),
+        ("message.content[:5]", False),
+        ("message.get('content')", False),
+        ("message.values() | list", False),
+        ("message | tojson", False),
+        ("messages", False),
+        ("loop.previtem.content | length", False),
+        ("'a' if 'x' in message.content else 'b'", False),
+        ("'a' if message == messages[-1] else 'b'", False),
+        ("message.content.split('x')", False),
+        ("messages | map(attribute='content') | join", False),
+    ],
+)
+def test_a_template_that_only_copies_contents_is_told_from_one_that_looks_into_them(
+    expression: str, copies: bool
+) -> None:
+    for body in ("{{ " + expression + " }}", "{% set x = " + expression + " %}{{ x }}"):
+        assert ChatTemplate(change_template("x", loop(body))).only_copies == copies
+    asked = "{% set x = " + expression + " %}{% if 'y' in x %}y{% endif %}"
+    assert not ChatTemplate(change_template("x", loop(asked))).only_copies
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_templates_that_look_into_contents_are_known(name: str) -> None:
+    looking = {"qwen3", "mistral_v3", "deepseek_r1"}
+    assert ChatTemplate(build_tokenizer(name, "bytes")).only_copies == (name not in looking)
+
+
 def test_qwen_3_learns_the_last_thought_and_drops_earlier_ones() -> None:
     tokenizer, encoder = build_tokenizer("qwen3", "merging"), build_encoder("qwen3", "merging")
     thinking = [
@@ -418,17 +465,6 @@ def test_a_role_that_the_template_drops_in_silence_is_refused() -> None:
         DataError, match=r"chats\.jsonl:7: .* leaves out the content of messages\[1\] \(tool\)"
     ):
         build_encoder("phi3", "bytes").encode_batch([chat(TURNS[0], ("tool", "x"), TURNS[1])])
-
-
-def change_template(name: str, template: str) -> PreTrainedTokenizerBase:
-    tokenizer = build_byte_tokenizer()
-    tokenizer.chat_template = template
-    tokenizer.name_or_path = name
-    return tokenizer
-
-
-def loop(body: str, messages: str = "messages") -> str:
-    return "{% for message in " + messages + " %}" + body + "{% endfor %}"
 
 
 TURN = "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"

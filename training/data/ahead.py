@@ -30,11 +30,11 @@ class Samples(Protocol):
 
     @property
     def shards(self) -> Numbers:
-        """int [steps x global_batch_size]."""
+        """Which shard each lies in, int [steps x global_batch_size]."""
 
     @property
     def rows(self) -> Numbers:
-        """int [steps x global_batch_size]: rows of these shards."""
+        """Which row of its shard each is, int [steps x global_batch_size]."""
 
 
 class Order(Protocol):
@@ -53,7 +53,7 @@ class _Step:
 class Upcoming:
     """The steps of one rank from a position on, looked at as far ahead as their shards are fetched."""
 
-    def __init__(  # noqa: PLR0913 - what a place in the order is made of
+    def __init__(
         self, corpus: Corpus, order: Order, plan: BatchPlan, *, rank: int, position: int, ahead_steps: int
     ) -> None:
         """Begin at ``position``; nothing is fetched yet."""
@@ -102,7 +102,9 @@ class Upcoming:
 class Prefetch:
     """A few threads that bring the shards of coming steps here before they are needed."""
 
-    def __init__(self, files: CachedFiles, records: Sequence[FileRecord], threads: int = FETCH_THREADS) -> None:
+    def __init__(
+        self, files: CachedFiles, records: Sequence[FileRecord], threads: int = FETCH_THREADS
+    ) -> None:
         """Start them. They are daemons: a fetch that hangs keeps no process from ending."""
         self._files = files
         self._records = records

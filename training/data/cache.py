@@ -41,7 +41,7 @@ class _Stored:
 
 
 class FileCache:
-    """Keeps files of any corpus in ``folder``, ``limit_bytes`` together; the least recently opened go first."""
+    """Keeps files of any corpus in ``folder``, ``limit_bytes`` in all; the least recently opened go first."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         """Make the folder.
@@ -194,10 +194,10 @@ class FileCache:
             raise error
         if not self._evict(size):
             space = os.statvfs(self.folder)
+            free = space.f_bavail * space.f_frsize
             raise NoRoomError(
-                f"{self.folder}: the disk is full: {size} bytes are needed, {space.f_bavail * space.f_frsize} "
-                "are free, and all that is cached is in use; free some space or set loader.cache_path to "
-                "another disk"
+                f"{self.folder}: the disk is full: {size} bytes are needed, {free} are free, and "
+                "all that is cached is in use; free some space or set loader.cache_path to another disk"
             ) from None
 
     def _clean(self) -> list[_Stored]:

@@ -1,8 +1,9 @@
 """Chats through the tokenizer's chat template, with targets exactly on the assistant's turns.
 
 A chat is rendered and tokenised as it is for generation (the template writes every special token itself).
-Where the answers lie in the text is known from the template's skeleton (``template_skeleton``). Their tokens
-are then found
+Where the answers lie in the text is known from the template's skeleton (``template_skeleton``), which is
+filled instead of rendering where the template only copies contents (``template_plain``). Their tokens are
+then found
 
 1. by the control tokens: the answer begins so many tokens behind the n-th, with the m-th it ends; no
    character offsets are needed, and tokenising without them is a quarter faster; else
@@ -17,6 +18,7 @@ sees in a loss curve.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,7 @@ from training.data.control_tokens import ControlTokens
 from training.data.documents import Document, Message, Messages
 from training.data.template import Chat, ChatTemplate, Span, TemplateRefusalError, to_chat
 from training.data.template_answers import find_answers
+from training.data.template_plain import TOOL_ROLES
 from training.data.template_skeleton import Skeleton, build_skeleton, mask, study_template
 from training.data.template_tokens import Anchors, Row, SpanTokenizer, find_by_anchors
 from training.errors import DataError, ModelError
@@ -60,6 +63,8 @@ class _Shape:
 
     skeleton: Skeleton
     anchors: Anchors | None
+    copied: bool
+    """The template only copies contents: the filled skeleton is the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,16 +130,17 @@ class ChatEncoder:
     def _plan(self, document: Document, forged: bool) -> _Plan:
         chat = to_chat(_messages(document))
         try:
-            text = self._template.render(chat)
             shape = self._find_shape(chat)
             contents = [message["content"] for message in chat]
+            copied = shape.copied and not any(has_edges(content) for content in contents)
+            text = shape.skeleton.fill(contents) if copied else self._template.render(chat)
             for words in (contents, [content.strip() for content in contents]):
-                if shape.skeleton.fill(words) == text:
+                if copied or shape.skeleton.fill(words) == text:
                     loose = self._tokens.swallows and any(has_edges(content) for content in words)
                     return _Plan(
                         text=text,
                         anchors=None if forged or loose else shape.anchors,
-                        spans=lambda words=words: shape.skeleton.find_spans(words),  # type: ignore[misc]
+                        spans=partial(shape.skeleton.find_spans, words),
                     )
             spans = self._find_spans(document, text, shape.skeleton, forged)
         except TemplateRefusalError as refusal:
@@ -143,14 +149,18 @@ class ChatEncoder:
 
     def _find_shape(self, chat: Chat) -> _Shape:
         if any(len(message) > 2 for message in chat):  # noqa: PLR2004 - more than role and content
-            return _Shape(skeleton=build_skeleton(self._template, chat, self._habits), anchors=None)
+            skeleton = build_skeleton(self._template, chat, self._habits)
+            return _Shape(skeleton=skeleton, anchors=None, copied=False)
         key = tuple((message["role"], bool(message["content"].strip())) for message in chat)
         shape = self._shapes.get(key)
         if shape is None:
             skeleton = build_skeleton(self._template, chat, self._habits)
             words = [message["content"] for message in mask(chat)]
             anchors = self._tokens.find_anchors(skeleton.fill(words), skeleton.find_spans(words))
-            shape = _Shape(skeleton=skeleton, anchors=anchors)
+            tools = any(role in TOOL_ROLES for role, _ in key)
+            shape = _Shape(
+                skeleton=skeleton, anchors=anchors, copied=self._template.only_copies and not tools
+            )
             if len(self._shapes) >= _MOST_SHAPES:
                 self._shapes.clear()
             self._shapes[key] = shape
@@ -205,6 +215,8 @@ class ChatEncoder:
                 continue
             contents = [message.content for message in _messages(chat).messages]
             text = shape.skeleton.fill(contents)
+            if shape.copied and text != self._template.render(to_chat(_messages(chat))):
+                raise ModelError(f"{self._template.name} was misread: {text!r}; please report it")
             ids, spans = self._tokens.encode_spans([(text, shape.skeleton.find_spans(contents))])[0]
             for turn, (start, stop) in shape.skeleton.find_spans(contents).items():
                 first, last = spans[turn][0], spans[turn][1] - 1

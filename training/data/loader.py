@@ -23,8 +23,8 @@ from training.data.reader import Corpus
 from training.data.rows import RowPlan, RowReader, cut_batch
 from training.model.inputs import Batch
 
-BLOCK_TOKENS = 1 << 18
-"""Steps are read together up to about this many tokens, so that each shard is visited once for all of them."""
+BLOCK_TOKENS = 1 << 19
+"""Steps are read together up to about this many tokens: each shard is visited once for all of them."""
 
 CLOSE_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 0.1

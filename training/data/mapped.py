@@ -70,7 +70,7 @@ class Shard:
         self._batch: Any = batch
 
     def read(self, places: npt.NDArray[np.int64]) -> tuple[Tokens, npt.NDArray[np.uint8]]:
-        """Copy the tokens at ``places``, int64 of any shape: ids, and which are targets, of the same shape."""
+        """Copy the tokens at ``places``, int64 of any shape: ids, and which are targets, of that shape."""
         self.touched = True
         return self.ids.take(places), self.targets.take(places)
 
@@ -93,7 +93,7 @@ class Shard:
         )
 
     def give_back(self) -> None:
-        """Let the pages go from this process's memory; the kernel keeps them as cache, and reads them again."""
+        """Let the pages go from this process's memory; they stay in the kernel's cache."""
         self._mapped.madvise(mmap.MADV_DONTNEED)
         self.touched = False
 

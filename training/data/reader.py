@@ -29,6 +29,7 @@ MOST_RESIDENT_BYTES = 32 << 20
 CACHE_SHARE = 64
 """A process holds open, and so keeps from eviction, 1 / CACHE_SHARE of the cache and the shard it reads."""
 
+
 class Corpus:
     """One split of a prepared corpus. Documents are numbered through all shards, in manifest order."""
 
@@ -202,7 +203,9 @@ def _own_folder() -> Path:
     except OSError as error:
         raise StorageError(f"{folder}: cannot be made ({error.strerror}); set loader.cache_path") from None
     if owner != os.getuid():
-        raise StorageError(f"{folder}: belongs to another user; set loader.cache_path to a folder of your own")
+        raise StorageError(
+            f"{folder}: belongs to another user; set loader.cache_path to a folder of your own"
+        )
     return folder
 
 

@@ -123,13 +123,13 @@ class Origin:
                 ) from None
             except PermissionError as error:
                 raise StorageError(
-                    f"{place}: may not be read ({_first_line(error)}); check the credentials in the environment"
+                    f"{place}: may not be read ({_first_line(error)}); check the environment's credentials"
                 ) from None
             except TransferError as error:
                 if not left:
                     raise StorageError(
-                        f"{place}: cannot be read after {self.attempts} attempts ({error}); check the address "
-                        "and the network, or raise loader.fetch_attempts"
+                        f"{place}: cannot be read after {self.attempts} attempts ({error}); check the "
+                        "address and the network, or raise loader.fetch_attempts"
                     ) from error
             time.sleep(min(wait, LONGEST_WAIT_SECONDS))
             wait *= 2

@@ -20,7 +20,7 @@ MOST_PLAN_BYTES = 16 << 20
 """A larger plan does not stay in this process's memory: it is looked up in small parts and given back."""
 
 LARGE_PLAN_ROWS = 64
-"""A row touches 3 pages of its plan, and the kernel maps 16 around each (fault_around_bytes): 12 MB at most."""
+"""A row touches 3 pages of its plan, and the kernel maps 16 around each (fault_around_bytes): 12 MB."""
 
 Numbers = npt.NDArray[np.integer]
 Indices = npt.NDArray[np.int64]

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from training.data.documents import Message, Messages
+from training.data.template_plain import only_copies
 from training.errors import ModelError
 from training.model.tokenizer import find_chat_template, name_chat_template
 
@@ -64,6 +65,8 @@ class ChatTemplate:
             self._compiled = _compile_jinja_template(source)
         except TemplateError as error:
             raise ModelError(f"{self.name} is no valid Jinja: {error}; mend it") from None
+        self.only_copies = only_copies(self._compiled.environment.parse(source))
+        """Whether the text of a chat without tools is its filled skeleton; see ``template_plain``."""
         self._context = self._compiled.new_context({"tools": None, "documents": None, **self._variables})
 
     def render(self, chat: Chat, *, prompt: bool = False) -> str:

@@ -133,7 +133,8 @@ class SpanTokenizer:
             if not numbers:
                 return None
             begin = places[numbers[-1]]
-            if WORD.search(text[encoding.token_to_chars(begin)[1] : span[0]]):
+            edges = encoding.token_to_chars(begin)
+            if edges is None or WORD.search(text[edges[1] : span[0]]):
                 return None
             answers[turn] = Anchor(
                 before=numbers[-1],

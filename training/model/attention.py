@@ -213,7 +213,7 @@ def register_attention() -> None:
     AttentionMaskInterface.register(VARLEN, mask_documents)
 
 
-def choose_attention(name: str, device: torch.device) -> str:
+def choose_attention(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """Translate ``model.attention`` to the name that transformers knows.
 
     Raises:
@@ -221,7 +221,8 @@ def choose_attention(name: str, device: torch.device) -> str:
     """
     on_gpu = device.type == "cuda"
     if name == "auto":
-        return VARLEN if on_gpu else DOCUMENTS
+        # The varlen kernel takes 16-bit tensors alone.
+        return VARLEN if on_gpu and dtype in {torch.bfloat16, torch.float16} else DOCUMENTS
     if name == "documents":
         return DOCUMENTS
     if not on_gpu:

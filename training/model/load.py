@@ -62,7 +62,7 @@ def _load_base(
             # Quantised as it is read: the 16-bit model never has to fit on the device.
             options["device_map"] = {"": device}
     config = _read_config(folder)
-    attention = choose_attention(model.attention, device)
+    attention = choose_attention(model.attention, device, dtype)
     try:
         with quiet_upstream():
             base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
