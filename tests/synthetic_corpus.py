@@ -43,7 +43,8 @@ def write_corpus(
 ) -> Manifest:
     """Write a corpus whose train split has, per source, documents of these lengths, and 3 held-out ones.
 
-    Each document is a prompt of its first third and an answer; the same call writes the same bytes.
+    Every other document of a shard is a prompt, its first third, and an answer; the rest are all targets. The
+    same call writes the same bytes.
     """
     layout = CorpusLayout(root)
     rng = np.random.default_rng(5)
@@ -85,7 +86,8 @@ def write_shard(
 ) -> ShardRecord:
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     within = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
-    is_target = (within >= np.repeat(lengths // 3, lengths)).astype(np.uint8)
+    prompts = lengths // 3 * (np.arange(len(lengths)) % 2)
+    is_target = (within >= np.repeat(prompts, lengths)).astype(np.uint8)
     names = [f"{source}:{number}" for number in range(len(lengths))]
     schema = shard_schema(token_bytes)
     columns = [

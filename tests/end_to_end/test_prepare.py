@@ -129,7 +129,7 @@ def test_no_space_left_on_a_real_file_system_is_one_line(tmp_path: Path, model: 
 
 
 def test_any_number_of_processes_kills_and_stops_gives_the_same_bytes(tmp_path: Path, model: Path) -> None:
-    sources = write_sources(tmp_path, 4, 2500)
+    sources = write_sources(tmp_path, 4, 1200)
     alone = tmp_path / "alone"
     alone.mkdir()
     assert run(freeze(alone, model, *IN_PARALLEL, "prepare.processes=1", sources=sources)).returncode == 0
@@ -155,7 +155,7 @@ def test_any_number_of_processes_kills_and_stops_gives_the_same_bytes(tmp_path: 
 
 
 def test_workers_end_with_their_parent_and_a_worker_that_dies_is_named(tmp_path: Path, model: Path) -> None:
-    path = freeze(tmp_path, model, *IN_PARALLEL, sources=write_sources(tmp_path, 3, 4000))
+    path = freeze(tmp_path, model, *IN_PARALLEL, sources=write_sources(tmp_path, 3, 1500))
     corpus = tmp_path / "corpus"
 
     with start(path) as child:

@@ -1,6 +1,7 @@
 """The cache of a node: bounded, whole, and shared by its processes without a race."""
 
 import errno
+import fcntl
 import mmap
 import os
 from dataclasses import dataclass, field
@@ -94,6 +95,26 @@ def test_what_is_open_is_not_evicted(
     for record in records[3:]:
         read(cache, record, origin)
     assert records[0].checksum not in names(cache)
+
+
+def test_a_file_evicted_between_its_opening_and_its_lock_is_fetched_again(
+    tmp_path: Path, origin: Origin, records: list[FileRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make(tmp_path)
+    cache.fetch(records[0], origin)
+    lock = fcntl.flock
+
+    def evict_first(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_SH:
+            monkeypatch.undo()
+            cache.path(records[0]).unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", evict_first)
+
+    assert len(read(cache, records[0], origin)) == SIZE
+    assert cache.holds(records[0])
+    assert cache.fetched_bytes == 2 * SIZE
 
 
 def test_a_limit_below_what_is_open_at_once_is_told(

@@ -8,7 +8,14 @@ from training.config.schema import ModelConfig
 from training.errors import ModelError
 from training.model.byte_tokenizer import build_byte_tokenizer
 from training.model.generation import find_stop_tokens
-from training.model.tokenizer import find_text_end, find_turn_end, load_tokenizer, tokenizer_fingerprint
+from training.model.tokenizer import (
+    chat_template_fingerprint,
+    find_text_end,
+    find_turn_end,
+    load_tokenizer,
+    name_chat_template,
+    tokenizer_fingerprint,
+)
 
 TEXTS = ["", " ", "héllo wörld\n\n\t  x 🙂", "日本語 e\u0301 \u00e9", "a" * 3000, "\x00\x7f\u2028 \r\n"]
 
@@ -47,6 +54,16 @@ def test_the_fingerprint_follows_template_and_vocabulary_and_no_call() -> None:
     assert tokenizer_fingerprint(one) != tokenizer_fingerprint(more)
 
 
+def test_a_templates_fingerprint_is_that_of_its_source_alone() -> None:
+    one, other = build_byte_tokenizer(), build_byte_tokenizer()
+    other.add_tokens(["new"])
+    assert chat_template_fingerprint(one) == chat_template_fingerprint(other)
+    other.chat_template = f"{one.chat_template} "
+    assert chat_template_fingerprint(one) != chat_template_fingerprint(other)
+    other.chat_template = None
+    assert chat_template_fingerprint(other) is None
+
+
 def make_config(tokenizer: str, template: str | None = None) -> ModelConfig:
     return ModelConfig(
         source="huggingface",
@@ -62,7 +79,9 @@ def make_config(tokenizer: str, template: str | None = None) -> ModelConfig:
 def test_a_template_file_replaces_the_tokenizers_own(tmp_path: Path) -> None:
     path = tmp_path / "chat.jinja"
     path.write_text("{{ messages[0].content }}", encoding="utf-8")
-    assert load_tokenizer(make_config("bytes", str(path))).chat_template == "{{ messages[0].content }}"
+    tokenizer = load_tokenizer(make_config("bytes", str(path)))
+    assert tokenizer.chat_template == "{{ messages[0].content }}"
+    assert name_chat_template(tokenizer) == f"the chat template {path}"
 
 
 def test_a_missing_tokenizer_or_template_is_one_line(tmp_path: Path) -> None:

@@ -132,11 +132,12 @@ class ChatEncoder:
         try:
             shape = self._find_shape(chat)
             contents = [message["content"] for message in chat]
-            copied = shape.copied and not any(has_edges(content) for content in contents)
+            copied = shape.copied and not any(map(_has_edges, contents))
             text = shape.skeleton.fill(contents) if copied else self._template.render(chat)
-            for words in (contents, [content.strip() for content in contents]):
+            for strip in (False, True):
+                words = [content.strip() for content in contents] if strip else contents
                 if copied or shape.skeleton.fill(words) == text:
-                    loose = self._tokens.swallows and any(has_edges(content) for content in words)
+                    loose = self._tokens.swallows and any(map(_has_edges, words))
                     return _Plan(
                         text=text,
                         anchors=None if forged or loose else shape.anchors,
@@ -151,7 +152,7 @@ class ChatEncoder:
         if any(len(message) > 2 for message in chat):  # noqa: PLR2004 - more than role and content
             skeleton = build_skeleton(self._template, chat, self._habits)
             return _Shape(skeleton=skeleton, anchors=None, copied=False)
-        key = tuple((message["role"], bool(message["content"].strip())) for message in chat)
+        key = tuple([(message["role"], _has_words(message["content"])) for message in chat])
         shape = self._shapes.get(key)
         if shape is None:
             skeleton = build_skeleton(self._template, chat, self._habits)
@@ -190,11 +191,11 @@ class ChatEncoder:
         ids, spans = row
         messages = _messages(document).messages
         wanted = _choose(document, messages, spans)
-        is_target = np.full(ids.size, document.train_on == "all", dtype=np.bool_)
+        is_target = (np.ones if document.train_on == "all" else np.zeros)(ids.size, np.bool_)
         for turn, (first, stop) in spans.items():
             is_target[first:stop] = turn in wanted
-        ended = sum(self._tokens.is_control[ids[spans[turn][1] - 1]] for turn in wanted)
-        return EncodedChat(ids, is_target, len(wanted), int(ended))
+        ended = sum([self._tokens.is_control.item(ids.item(spans[turn][1] - 1)) for turn in wanted])
+        return EncodedChat(ids, is_target, len(wanted), ended)
 
     def _refuse(self, document: Document, refusal: TemplateRefusalError) -> DataError:
         return DataError(
@@ -229,9 +230,13 @@ class ChatEncoder:
                     )
 
 
-def has_edges(content: str) -> bool:
+def _has_edges(content: str) -> bool:
     """Whether white space stands around a content: some tokens swallow what stands beside them."""
-    return content[:1].isspace() or content[-1:].isspace()
+    return bool(content) and (content[0].isspace() or content[-1].isspace())
+
+
+def _has_words(content: str) -> bool:
+    return bool(content) and not content.isspace()
 
 
 def _messages(document: Document) -> Messages:
@@ -242,12 +247,11 @@ def _messages(document: Document) -> Messages:
 
 def _choose(document: Document, messages: Sequence[Message], spans: Mapping[int, Span]) -> set[int]:
     """Choose the answers to be learnt."""
+    wanted = {turn for turn in spans if messages[turn].weight}
+    if document.train_on != "last_assistant":
+        return wanted
     last = max((turn for turn, message in enumerate(messages) if message.role == "assistant"), default=-1)
-    return {
-        turn
-        for turn in spans
-        if messages[turn].weight and (document.train_on != "last_assistant" or turn == last)
-    }
+    return wanted & {last}
 
 
 def _build_probe(roles: Sequence[str]) -> Document:

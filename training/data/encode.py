@@ -107,7 +107,7 @@ class Encoder:
             size = len(prompt)
             learnt = bool(completion)
             ids = [*prompt, *completion, end]
-            is_target = np.full(len(ids), documents[place].train_on == "all", dtype=np.bool_)
+            is_target = (np.ones if documents[place].train_on == "all" else np.zeros)(len(ids), np.bool_)
             is_target[size:] |= learnt
             encoded.append(_build(ids, is_target, (learnt, learnt), forged[place]))
         return encoded
@@ -118,7 +118,7 @@ class Encoder:
         encoded = []
         for text, ids, held in zip(texts, self._tokenize(texts, end, add_special=True), forged, strict=True):
             ids.append(end)
-            is_target = np.full(len(ids), bool(text) and not text.isspace(), dtype=np.bool_)
+            is_target = (np.zeros if not text or text.isspace() else np.ones)(len(ids), np.bool_)
             encoded.append(_build(ids, is_target, (0, 0), held))
         return encoded
 

@@ -51,7 +51,7 @@ def find_by_anchors(
 
     That is so when a token holds both the header's end and the answer's beginning.
     """
-    found = np.flatnonzero(is_control[ids])
+    found = is_control[ids].nonzero()[0]
     if ids[found].tolist() != anchors.control_ids:
         return None
     places = found.tolist()
