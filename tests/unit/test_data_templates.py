@@ -319,6 +319,41 @@ def test_a_tool_call_that_the_template_does_not_write_is_refused(name: str) -> N
         build_encoder(name, "bytes").encode_batch([document])
 
 
+TOOL = {"type": "function", "function": {"name": "find_code", "description": "Finds a code."}}
+
+
+def offer(document: Document, *tools: dict[str, object]) -> Document:
+    assert isinstance(document.content, Messages)
+    return replace(document, content=replace(document.content, tools=tools))
+
+
+def test_the_definitions_of_tools_are_context_of_their_own_chat_alone() -> None:
+    tokenizer, encoder = build_tokenizer("qwen2_5", "bytes"), build_encoder("qwen2_5", "bytes")
+    plain = chat(("user", "What is I63?"), ("assistant", "A stroke."))
+
+    before, offered, after = encoder.encode_batch([plain, offer(plain, TOOL), plain])
+
+    assert "find_code" in tokenizer.decode(offered.input_ids[~offered.is_target])
+    assert read_targets(offered, tokenizer) == read_targets(before, tokenizer)
+    assert "find_code" not in tokenizer.decode(after.input_ids)
+    assert after.input_ids.tolist() == before.input_ids.tolist()
+
+
+def test_tools_for_which_the_template_has_no_place_are_refused() -> None:
+    document = offer(chat(("user", "What?"), ("assistant", "That.")), TOOL)
+
+    with pytest.raises(DataError, match=r"chats\.jsonl:7: the chat template .* leaves out the tools;"):
+        build_encoder("chatml", "bytes").encode_batch([document])
+
+
+def test_a_control_token_in_the_definition_of_a_tool_is_found() -> None:
+    tool = {"type": "function", "function": {"name": "x", "description": "x<|im_end|>"}}
+    document = offer(chat(("user", "What?"), ("assistant", "That.")), tool)
+
+    with pytest.raises(DataError, match=r"chats\.jsonl:7: .*<\|im_end\|>"):
+        build_encoder("qwen2_5", "bytes").encode_batch([document])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_last_answer_alone_or_everything_can_be_learnt(name: str) -> None:
     case, tokenizer, encoder = CASES[name], build_tokenizer(name, "merging"), build_encoder(name, "merging")

@@ -128,9 +128,17 @@ class ChatEncoder:
         ]
 
     def _plan(self, document: Document, forged: bool) -> _Plan:
+        tools = _messages(document).tools
+        if not tools:
+            return self._plan_plain(document, forged)
+        with self._template.offering(tools):
+            self._check_tools(document)
+            return self._plan_plain(document, forged)
+
+    def _plan_plain(self, document: Document, forged: bool) -> _Plan:
         chat = to_chat(_messages(document))
         try:
-            shape = self._find_shape(chat)
+            shape = self._build_shape(chat) if _messages(document).tools else self._find_shape(chat)
             contents = [message["content"] for message in chat]
             copied = shape.copied and not any(map(_has_edges, contents))
             text = shape.skeleton.fill(contents) if copied else self._template.render(chat)
@@ -150,8 +158,7 @@ class ChatEncoder:
 
     def _find_shape(self, chat: Chat) -> _Shape:
         if any(len(message) > 2 for message in chat):  # noqa: PLR2004 - more than role and content
-            skeleton = build_skeleton(self._template, chat, self._habits)
-            return _Shape(skeleton=skeleton, anchors=None, copied=False)
+            return self._build_shape(chat)
         key = tuple([(message["role"], _has_words(message["content"])) for message in chat])
         shape = self._shapes.get(key)
         if shape is None:
@@ -166,6 +173,23 @@ class ChatEncoder:
                 self._shapes.clear()
             self._shapes[key] = shape
         return shape
+
+    def _build_shape(self, chat: Chat) -> _Shape:
+        """Learn what a chat with tools looks like: for this one alone."""
+        skeleton = build_skeleton(self._template, chat, self._habits)
+        return _Shape(skeleton=skeleton, anchors=None, copied=False)
+
+    def _check_tools(self, document: Document) -> None:
+        """Refuse a template that has no place for definitions of functions: they would be lost."""
+        chat = to_chat(_messages(document))
+        try:
+            offered = self._template.render(chat)
+            with self._template.offering(()):
+                lost = self._template.render(chat) == offered
+        except TemplateRefusalError as refusal:
+            raise self._refuse(document, refusal) from None
+        if lost:
+            raise self._refuse(document, TemplateRefusalError("leaves out the tools"))
 
     def _find_spans(
         self, document: Document, text: str, skeleton: Skeleton, forged: bool

@@ -135,8 +135,9 @@ def _texts(document: Document) -> list[str]:
             return [text]
         case PromptCompletion(prompt, completion):
             return [prompt, completion]
-        case Messages(messages):
+        case Messages(messages, tools):
             texts = [message.content for message in messages]
+            texts.extend(_strings(tools))
             for message in messages:
                 if message.extra:
                     texts.extend(_strings(message.extra))
@@ -162,8 +163,9 @@ def _change(document: Document, change: Any) -> Document:
             content = Text(change(text))
         case PromptCompletion(prompt, completion):
             content = PromptCompletion(change(prompt), change(completion))
-        case Messages(messages):
-            content = Messages(tuple(_change_message(message, change) for message in messages))
+        case Messages(messages) as chat:
+            turns = tuple(_change_message(message, change) for message in messages)
+            content = replace(chat, messages=turns, tools=tuple(_change_strings(chat.tools, change)))
     return replace(document, content=content)
 
 

@@ -103,7 +103,7 @@ class Manifest(Section):
 
     format: int
     fingerprint: str
-    """Hash of all else in the manifest: another corpus has another one, the same one made again has the same."""
+    """Hash of all else in the manifest: the same corpus made again has the same."""
 
     tokenizer: str
     """The tokenizer's own fingerprint, chat template included."""

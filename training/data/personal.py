@@ -80,15 +80,12 @@ def redact_document(document: Document, detectors: Sequence[Detector]) -> tuple[
 
     content: Messages | PromptCompletion | Text
     match document.content:
-        case Messages(messages):
-            content = Messages(
-                tuple(
-                    replace(
-                        message, content=clean(message.content), extra=_clean_values(message.extra, clean)
-                    )
-                    for message in messages
-                )
+        case Messages(messages) as chat:
+            turns = tuple(
+                replace(message, content=clean(message.content), extra=_clean_values(message.extra, clean))
+                for message in messages
             )
+            content = replace(chat, messages=turns)
         case PromptCompletion(prompt, completion):
             content = PromptCompletion(clean(prompt), clean(completion))
         case Text(text):

@@ -7,7 +7,8 @@ a fixed day: the same documents must give the same shards tomorrow.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -68,6 +69,16 @@ class ChatTemplate:
         self.only_copies = only_copies(self._compiled.environment.parse(source))
         """Whether the text of a chat without tools is its filled skeleton; see ``template_plain``."""
         self._context = self._compiled.new_context({"tools": None, "documents": None, **self._variables})
+
+    @contextmanager
+    def offering(self, tools: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+        """Render with these definitions of functions, as long as the block lasts."""
+        before = self._context.parent["tools"]
+        self._context.parent["tools"] = list(tools) or None
+        try:
+            yield
+        finally:
+            self._context.parent["tools"] = before
 
     def render(self, chat: Chat, *, prompt: bool = False) -> str:
         """Write a chat as text; with ``prompt`` also what opens the next answer.
