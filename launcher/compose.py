@@ -119,15 +119,11 @@ def _compose(overrides: Sequence[Override], tree: ConfigTree) -> dict[str, Any]:
 
 def _fill_sources(values: dict[Any, Any], tree: ConfigTree) -> None:
     # A source that the user added, +data.sources.NAME={kind: ...}, need not repeat what its kind says.
-    for section, key in (("data", "sources"), ("evaluation", "general")):
-        parent = values.get(section)
-        found = parent.get(key) if isinstance(parent, dict) else None
-        if not isinstance(found, dict):
-            continue
-        if key == "sources":
-            parent[key] = {name: _filled(source, tree) for name, source in found.items()}
-        else:
-            parent[key] = _filled(found, tree)
+    data, evaluation = values.get("data"), values.get("evaluation")
+    if isinstance(data, dict) and isinstance(sources := data.get("sources"), dict):
+        data["sources"] = {name: _filled(source, tree) for name, source in sources.items()}
+    if isinstance(evaluation, dict):
+        evaluation["general"] = _filled(evaluation.get("general"), tree)
 
 
 def _filled(source: Any, tree: ConfigTree) -> Any:

@@ -11,7 +11,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Documents = Literal["auto", "messages", "conversations", "prompt_completion", "instruction", "text"]
 
 _DOCUMENTS = (
-    "what a record holds: chat `messages` (OpenAI), `conversations` (ShareGPT), a `prompt` and a `completion`, "
+    "what a record holds: `messages` (OpenAI), `conversations` (ShareGPT), a `prompt` and a `completion`, "
     "an `instruction` with `input` and `output` (Alpaca), or `text`; auto: told by the first record's fields"
 )
 _FIELDS = "wanted field -> the record's own name for it, for instance {prompt: question}"
@@ -148,11 +148,11 @@ Detector = Literal["email", "phone", "national_id", "medical_record", "key", "cr
 
 
 class PersonalDataConfig(Section):
-    """Personal data and secrets in the documents' text, found by patterns; see docs/data.md for their limits."""
+    """Personal data and secrets in the text, found by patterns; docs/data.md says what they cannot find."""
 
     action: Literal["keep", "redact", "drop"] = Field(
-        description="redact: replaced by [EMAIL] and the like before encoding; drop: the document is left out; "
-        "both counted. keep: `metier audit` still reports what it finds"
+        description="redact: replaced by [EMAIL] and the like before encoding; drop: the document is left "
+        "out; both counted. keep: `metier audit` still reports what it finds"
     )
     detectors: list[Detector] = Field(min_length=1, description="what is looked for")
 

@@ -32,6 +32,9 @@ from training.prepare.table import say_packing, say_sources, tabulate
 from training.prepare.upload import upload_corpus
 from training.prepare.worker import use_one_core
 
+BYTES_PER_PROCESS = 16 << 20
+"""A process takes some seconds to start, in which another one encodes about as much."""
+
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
@@ -89,7 +92,7 @@ def _prepare_share(config: RunConfig, facts: TokenizerFacts, encode: EncodeJobs,
 
 
 def _encode(jobs: Sequence[Job], *, config: RunConfig, listener: Listener) -> None:
-    processes = config.prepare.processes or len(os.sched_getaffinity(0))
+    processes = config.prepare.processes or _choose_processes([job.part.bytes for job in jobs])
     if min(processes, len(jobs)) > 1:
         encode_in_processes(jobs, processes, config.model, config.data, listener)
         return
@@ -97,6 +100,13 @@ def _encode(jobs: Sequence[Job], *, config: RunConfig, listener: Listener) -> No
     encoder = Encoder(load_tokenizer(config.model), control_tokens=config.data.control_tokens)
     for job in jobs:
         encode_part(job, encoder, listener)
+
+
+def _choose_processes(sizes: Sequence[int]) -> int:
+    """Take one process for each core, but none that has less to do than its start takes."""
+    cores = len(os.sched_getaffinity(0))
+    # A part without a size is one of which the server does not tell it: it may be large.
+    return cores if 0 in sizes else min(cores, 1 + sum(sizes) // BYTES_PER_PROCESS)
 
 
 def _upload(config: RunConfig, prepared: Prepared, speaker: Speaker) -> int | None:
