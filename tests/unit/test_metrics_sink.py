@@ -54,6 +54,16 @@ def test_a_step_has_every_word_in_the_journal(tmp_path: Path) -> None:
     assert (event["event"], event["step"], event["incarnation"]) == ("finished", 1, 3)
 
 
+def test_a_note_is_kept_and_shown(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    sink = open_sink(tmp_path, stream)
+    sink.event("note", text="weights are rounded")
+    sink.close()
+    (event,) = read_lines(RunLayout(tmp_path).events)
+    assert event["text"] == "weights are rounded"
+    assert "weights are rounded" in stream.getvalue()
+
+
 def test_a_disk_that_refuses_is_told_once_and_counted_and_ends_nothing(tmp_path: Path) -> None:
     stream = io.StringIO()
     RunLayout(tmp_path).metrics.mkdir()  # cannot be opened as a file

@@ -8,7 +8,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -47,8 +47,12 @@ class BatchStream:
         rank: int,
         samples_seen: int = 0,
         ahead_steps: int = 0,
+        notes: Sequence[str] = (),
     ) -> None:
         """Start reading at position ``samples_seen``, in a thread."""
+        self.notes = notes
+        """What the user should know of the order, in one line each."""
+
         self.rows = rows
         self.order = order
         self.samples_seen = samples_seen
@@ -183,4 +187,5 @@ def build_stream(
         rank=rank,
         samples_seen=samples_seen,
         ahead_steps=config.loader.ahead_steps,
+        notes=order.mixture.notes,
     )

@@ -54,8 +54,10 @@ class LeadSink:
         self._screen.show(line)
 
     def event(self, kind: str, **facts: object) -> None:
-        """Keep something that happened, durably, together with the steps before it."""
+        """Keep something that happened, durably, together with the steps before it; a note is also shown."""
         self._journal.sync()
+        if kind == "note":
+            self._screen.say(str(facts.get("text", "")))
         if not self._events.record(kind, incarnation=self._incarnation, **facts):
             self._warn(self._events)
 

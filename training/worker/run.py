@@ -92,6 +92,8 @@ def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopRe
         rank=place.ranks.rank,
         samples_seen=progress.samples_seen,
     )
+    for note in batches.notes:
+        metrics.event("note", text=note)
     parts = Parts(
         batches=batches,
         engine=scene.engine,
