@@ -17,9 +17,9 @@ from pathlib import Path
 
 import xxhash
 
-from training.data.cache import FileCache
-from training.data.manifest import FileRecord
-from training.data.remote import Origin
+from training.data.corpus.manifest import FileRecord
+from training.data.reading.cache import FileCache
+from training.data.reading.remote import Origin
 from training.errors import MetierError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from training.config.sources import DataConfig
-from training.data.corpus import Prepared, describe_tokenizer, prepare_corpus
-from training.data.encode import Encoder
-from training.data.segments import Job, encode_part
+from training.data.corpus.build import Prepared, describe_tokenizer, prepare_corpus
+from training.data.corpus.segments import Job, encode_part
+from training.data.encoding.encode import Encoder
 from training.model.byte_tokenizer import build_byte_tokenizer
 
 TOKENIZER = build_byte_tokenizer()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from training.data.manifest import (
+from training.data.corpus.manifest import (
     FORMAT,
     Counts,
     FileRecord,
@@ -25,8 +25,8 @@ from training.data.manifest import (
     SplitRecord,
     write_manifest,
 )
-from training.data.reader import Corpus
-from training.data.shards import shard_schema
+from training.data.corpus.shards import shard_schema
+from training.data.reading.reader import Corpus
 from training.layout import CorpusLayout
 
 PADDING_ID = 7

@@ -27,10 +27,10 @@ from tests.benchmarks.loader_peers import Meter
 from tests.synthetic_corpus import write_corpus
 from training.batch import BatchPlan
 from training.config.sources import MixtureConfig
-from training.data.loader import BatchStream
-from training.data.order import build_order
-from training.data.plan import open_plan
-from training.data.reader import Corpus, open_corpus
+from training.data.order.order import build_order
+from training.data.order.plan import open_plan
+from training.data.reading.loader import BatchStream
+from training.data.reading.reader import Corpus, open_corpus
 
 PEERS_SCRIPT = Path(__file__).with_name("loader_peers.py")
 SEQUENCE_LENGTH = 512

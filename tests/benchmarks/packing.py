@@ -28,8 +28,8 @@ from launcher.compose import compose_run
 from launcher.tree import ConfigTree
 from training.config.schema import ModelConfig
 from training.config.sources import SourceConfig
-from training.data.encode import Encoder
-from training.data.packing import PackingCounts, add_counts, pack_documents
+from training.data.encoding.encode import Encoder
+from training.data.order.packing import PackingCounts, add_counts, pack_documents
 from training.data.read import read_documents
 from training.model.source import prepare_model
 

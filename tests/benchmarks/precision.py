@@ -23,8 +23,8 @@ import torch
 from launcher.compose import compose_run
 from launcher.tree import ConfigTree
 from training.batch import plan_batch
-from training.data.loader import build_stream
-from training.data.reader import open_corpus
+from training.data.reading.loader import build_stream
+from training.data.reading.reader import open_corpus
 from training.model.load import build_model
 from training.model.packed import PackedLanguageModel
 

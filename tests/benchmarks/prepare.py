@@ -172,7 +172,7 @@ def measure_prepare(model: str, sources: dict[str, Any], processes: int) -> dict
     """Prepare a corpus; one process encodes in a process of its own, as two do."""
     from launcher.compose import compose_run
     from launcher.tree import ConfigTree
-    from training.data.corpus import describe_tokenizer, prepare_corpus
+    from training.data.corpus.build import describe_tokenizer, prepare_corpus
     from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
     from training.prepare.pool import encode_in_processes
 

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.loader import ROWS, SEQUENCE_LENGTH, make_corpus, open_stream, run, run_peer
-from training.data.loader import BatchStream
-from training.data.plan import open_plan
-from training.data.reader import open_corpus
+from training.data.order.plan import open_plan
+from training.data.reading.loader import BatchStream
+from training.data.reading.reader import open_corpus
 
 GOAL_SECONDS = 0.3
 MOST_PEER_SECONDS = 120

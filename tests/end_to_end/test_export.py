@@ -19,7 +19,7 @@ from training.checkpoint.manifest import Manifest, record_file
 from training.checkpoint.weights import write_weights
 from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
-from training.data.manifest import SourceRecord
+from training.data.corpus.manifest import SourceRecord
 from training.export.card import tell_provenance
 from training.export.export import export
 from training.files import write_json

@@ -26,7 +26,7 @@ from tests.end_to_end.prepare_runs import (
     write_sources,
 )
 from tests.end_to_end.runs import environment
-from training.data.reader import open_corpus
+from training.data.reading.reader import open_corpus
 
 IN_PARALLEL = ("data.tokens_per_shard=60000", "data.long_documents=split", "prepare.processes=2")
 

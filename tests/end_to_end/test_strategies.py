@@ -12,8 +12,8 @@ from tests.end_to_end.runs import journal, link_prepared, succeed
 from tests.reference_loop import Document, train_plainly
 from training.batch import plan_batch
 from training.config.schema import RunConfig
-from training.data.loader import build_stream
-from training.data.reader import open_corpus
+from training.data.reading.loader import build_stream
+from training.data.reading.reader import open_corpus
 from training.model.inputs import IGNORE_INDEX, Batch
 from training.model.load import build_model
 from training.schedule import learning_rate_at

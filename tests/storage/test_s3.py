@@ -16,11 +16,11 @@ from tests.synthetic_corpus import write_corpus
 from training.batch import BatchPlan
 from training.config.schema import LoaderConfig
 from training.config.sources import MixtureConfig
-from training.data.access import CachedFiles
-from training.data.loader import BatchStream
-from training.data.order import build_order
-from training.data.plan import open_plan
-from training.data.reader import Corpus, open_corpus
+from training.data.order.order import build_order
+from training.data.order.plan import open_plan
+from training.data.reading.access import CachedFiles
+from training.data.reading.loader import BatchStream
+from training.data.reading.reader import Corpus, open_corpus
 from training.errors import DataError, StorageError
 from training.model.inputs import Batch
 

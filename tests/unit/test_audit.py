@@ -28,8 +28,8 @@ from training.audit.screen import print_report
 from training.audit.visible import show_text
 from training.audit.words import say_percent
 from training.config.sources import Detector
-from training.data.manifest import Counts, FileRecord, ShardRecord, SplitRecord
-from training.data.mapped import StoredDocument
+from training.data.corpus.manifest import Counts, FileRecord, ShardRecord, SplitRecord
+from training.data.reading.mapped import StoredDocument
 from training.model.byte_tokenizer import TURN_END, TURN_START, build_byte_tokenizer
 
 TOKENIZER = build_byte_tokenizer()

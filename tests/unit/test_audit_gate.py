@@ -7,8 +7,8 @@ import pytest
 from training.audit.facts import Share, find_facts
 from training.audit.gate import check_audit, find_breaches
 from training.config.schema import AuditConfig
-from training.data.manifest import FORMAT, Counts, FileRecord, Manifest, SourceRecord, SplitRecord
-from training.data.packing import PackingCounts
+from training.data.corpus.manifest import FORMAT, Counts, FileRecord, Manifest, SourceRecord, SplitRecord
+from training.data.order.packing import PackingCounts
 from training.errors import DataError
 
 SEQUENCE_LENGTH = 100

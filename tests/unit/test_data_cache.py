@@ -12,9 +12,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from tests.cache_worker import write_origin
-from training.data.cache import FileCache, NoRoomError
-from training.data.manifest import FileRecord
-from training.data.remote import Origin
+from training.data.corpus.manifest import FileRecord
+from training.data.reading.cache import FileCache, NoRoomError
+from training.data.reading.remote import Origin
 from training.errors import ConfigError, DataError, StorageError
 
 SIZE = 1000

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.cache_worker import write_origin
-from training.data.cache import FileCache
-from training.data.manifest import FileRecord
-from training.data.remote import Origin
+from training.data.corpus.manifest import FileRecord
+from training.data.reading.cache import FileCache
+from training.data.reading.remote import Origin
 
 SIZE = 1000
 

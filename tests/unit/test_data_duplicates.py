@@ -8,14 +8,14 @@ import pytest
 
 from tests.corpus_case import configure, prepare
 from tests.unit.test_data_prepare import write_texts
-from training.data import shingles
+from training.data.corpus import shingles
+from training.data.corpus.duplicates import MISSED, choose_bands, find_duplicates
+from training.data.corpus.manifest import ShardRecord, Split
+from training.data.corpus.shards import write_shard
+from training.data.corpus.shingles import ABSENT, GRAM, IGNORED, PRESENT, GramTable, hash_grams
 from training.data.documents import Document, Text
-from training.data.duplicates import MISSED, choose_bands, find_duplicates
-from training.data.encode import Encoded
-from training.data.manifest import ShardRecord, Split
-from training.data.reader import open_corpus
-from training.data.shards import write_shard
-from training.data.shingles import ABSENT, GRAM, IGNORED, PRESENT, GramTable, hash_grams
+from training.data.encoding.encode import Encoded
+from training.data.reading.reader import open_corpus
 from training.errors import DataError
 
 Tokens = list[int]

@@ -7,9 +7,9 @@ from itertools import groupby
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from training.data.control_tokens import ControlTokens
 from training.data.documents import Document, Message, Messages, PromptCompletion, Text, TrainOn
-from training.data.encode import Encoded, Encoder, encode
+from training.data.encoding.control_tokens import ControlTokens
+from training.data.encoding.encode import Encoded, Encoder, encode
 from training.errors import DataError, ModelError
 from training.model.byte_tokenizer import build_byte_tokenizer
 

@@ -16,11 +16,11 @@ from launcher.tree import ConfigTree
 from tests.synthetic_corpus import PADDING_ID, FakeSamples, NextFitPlan, ShuffledOrder, write_corpus
 from training.batch import BatchPlan
 from training.config.schema import LoaderConfig
-from training.data import loader, reader, rows
-from training.data.loader import BatchStream, build_stream
-from training.data.plan import open_plan
-from training.data.reader import Corpus, open_corpus
-from training.data.rows import RowReader, cut_batch
+from training.data.order.plan import open_plan
+from training.data.reading import loader, reader, rows
+from training.data.reading.loader import BatchStream, build_stream
+from training.data.reading.reader import Corpus, open_corpus
+from training.data.reading.rows import RowReader, cut_batch
 from training.errors import DataError
 from training.model.inputs import IGNORE_INDEX, Batch
 

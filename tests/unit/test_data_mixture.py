@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.config.sources import MixtureConfig
-from training.data.mixture import EVERYTHING, Mixture, build_mixture, spread_word
-from training.data.packing import PackingCounts
+from training.data.order.mixture import EVERYTHING, Mixture, build_mixture, spread_word
+from training.data.order.packing import PackingCounts
 from training.errors import DataError
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from training.batch import plan_batch
 from training.config.schema import BatchConfig
 from training.config.sources import MixtureConfig
-from training.data.manifest import Counts, FileRecord, ShardRecord, SplitRecord
-from training.data.order import Lanes, SampleOrder, SampleRef, Samples, build_order
-from training.data.packing import PackingCounts, add_counts
-from training.data.plan import RowPlan
-from training.data.shuffle import hash_keys, permute, spread_order
+from training.data.corpus.manifest import Counts, FileRecord, ShardRecord, SplitRecord
+from training.data.order.order import Lanes, SampleOrder, SampleRef, Samples, build_order
+from training.data.order.packing import PackingCounts, add_counts
+from training.data.order.plan import RowPlan
+from training.data.order.shuffle import hash_keys, permute, spread_order
 
 WORLD_SIZES = (1, 2, 3, 4, 6, 8)
 NODES = (1, 2, 3, 4, 8)

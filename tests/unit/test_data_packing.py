@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.packing import LongDocuments, Packing, add_counts, pack_documents
+from training.data.order.packing import LongDocuments, Packing, add_counts, pack_documents
 from training.errors import DataError
 
 Lengths = npt.NDArray[np.int32]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from training.config.sources import Detector
 from training.data.documents import Document, Message, Messages, PromptCompletion, Text
-from training.data.personal import find_personal, redact, redact_document
+from training.data.personal.find import find_personal, redact, redact_document
 
 ALL: tuple[Detector, ...] = get_args(Detector)
 

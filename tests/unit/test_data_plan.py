@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from training.data.manifest import Counts, FileRecord, ShardRecord, SplitRecord
-from training.data.packing import LongDocuments, Packing, pack_documents
-from training.data.plan import BEGINS, COUNTS, open_plan
+from training.data.corpus.manifest import Counts, FileRecord, ShardRecord, SplitRecord
+from training.data.order.packing import LongDocuments, Packing, pack_documents
+from training.data.order.plan import BEGINS, COUNTS, open_plan
 from training.errors import DataError, StorageError
 
 
@@ -114,7 +114,7 @@ def test_documents_are_counted_by_source(corpus: LengthsOnly) -> None:
 
 def test_a_plan_that_is_there_is_not_made_again(corpus: LengthsOnly, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_plan(corpus, 64, "split")
-    monkeypatch.setattr("training.data.plan.pack_documents", None)  # would fail when called
+    monkeypatch.setattr("training.data.order.plan.pack_documents", None)  # would fail when called
 
     again = open_plan(corpus, 64, "split")
 
@@ -210,7 +210,7 @@ def test_of_many_ranks_that_ask_at_once_one_packs(
         packed.append(len(arguments[0]))
         return pack_documents(*arguments)
 
-    monkeypatch.setattr("training.data.plan.pack_documents", pack_and_count)
+    monkeypatch.setattr("training.data.order.plan.pack_documents", pack_and_count)
     together = threading.Barrier(4)
 
     def ask(_: int) -> bytes:

@@ -17,10 +17,10 @@ from tests.corpus_case import (
     write_notes,
 )
 from training.config.sources import DataConfig
-from training.data.corpus import Share, describe_tokenizer, prepare_corpus, prepare_share
-from training.data.manifest import SPLITS, Manifest
-from training.data.reader import check_tokenizer, open_corpus
-from training.data.segments import Job, find_split
+from training.data.corpus.build import Share, describe_tokenizer, prepare_corpus, prepare_share
+from training.data.corpus.manifest import SPLITS, Manifest
+from training.data.corpus.segments import Job, find_split
+from training.data.reading.reader import check_tokenizer, open_corpus
 from training.errors import DataError, StorageError
 from training.files import hold_lock
 
@@ -350,7 +350,7 @@ def test_jobs_of_an_array_share_the_parts_and_a_last_call_finishes(
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each file of a few hundred bytes is a part of its own."""
-    monkeypatch.setattr("training.data.parts.PART_BYTES", 1)
+    monkeypatch.setattr("training.data.corpus.parts.PART_BYTES", 1)
 
 
 def test_jobs_of_an_array_run_beside_each_other_but_not_beside_the_finishing_call(data: DataConfig) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.corpus_case import bytes_of, configure, write_notes
-from training.data.reader import open_corpus
+from training.data.reading.reader import open_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 20

@@ -10,8 +10,8 @@ import pytest
 
 from tests.synthetic_corpus import write_corpus
 from training.config.schema import LoaderConfig
-from training.data import reader
-from training.data.reader import Corpus, check_tokenizer, open_corpus
+from training.data.reading import reader
+from training.data.reading.reader import Corpus, check_tokenizer, open_corpus
 from training.errors import ConfigError, DataError
 
 LENGTHS = np.random.default_rng(1).integers(3, 60, 400)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.rows import Piece, build_batch, pack_batch
+from training.data.reading.rows import Piece, build_batch, pack_batch
 from training.model.inputs import IGNORE_INDEX
 
 

@@ -10,11 +10,11 @@ from datasets import Dataset
 
 from tests.corpus_case import TOKENIZER, configure, prepare, write_notes
 from training.config.sources import DataConfig
+from training.data.corpus.shards import map_shard, write_shard
 from training.data.documents import Document, Text
-from training.data.encode import Encoded, encode
+from training.data.encoding.encode import Encoded, encode
 from training.data.read import read_documents
-from training.data.reader import open_corpus
-from training.data.shards import map_shard, write_shard
+from training.data.reading.reader import open_corpus
 from training.errors import DataError, StorageError
 from training.files import file_checksum
 

@@ -13,8 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from training.data.documents import Document, Message, Messages, TrainOn
-from training.data.encode import Encoded, Encoder
-from training.data.template import ChatTemplate, to_chat
+from training.data.encoding.encode import Encoded, Encoder
+from training.data.encoding.template import ChatTemplate, to_chat
 from training.errors import DataError, ModelError
 from training.model.byte_tokenizer import build_byte_tokenizer
 

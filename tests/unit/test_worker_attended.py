@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.data.packing import LongDocuments
+from training.data.order.packing import LongDocuments
 from training.worker import attended
 from training.worker.attended import mean_attended_tokens
 

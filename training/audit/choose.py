@@ -7,9 +7,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from training.data.corpus.manifest import SplitRecord
 from training.data.documents import sample_evenly
-from training.data.manifest import SplitRecord
-from training.data.mapped import StoredDocument
+from training.data.reading.mapped import StoredDocument
 
 SHARDS_PER_SPLIT = 64
 """A sample of a source touches no more shards of a split than this: what lies far away is not all fetched."""
@@ -18,7 +18,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 class Documents(Protocol):
-    """One split of a corpus; see ``training.data.reader.Corpus``."""
+    """One split of a corpus; see ``training.data.reading.reader.Corpus``."""
 
     @property
     def record(self) -> SplitRecord:

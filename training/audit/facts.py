@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from training.data.manifest import Counts, Manifest, SourceRecord
-from training.data.packing import PackingCounts
-from training.data.tally import NO_COUNTS
+from training.data.corpus.manifest import Counts, Manifest, SourceRecord
+from training.data.corpus.tally import NO_COUNTS
+from training.data.order.packing import PackingCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from training.audit.facts import CorpusFacts, Share, SourceFacts, find_facts
 from training.config.schema import AuditConfig
-from training.data.manifest import Manifest
-from training.data.packing import PackingCounts
+from training.data.corpus.manifest import Manifest
+from training.data.order.packing import PackingCounts
 from training.errors import DataError
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training.data.manifest import SplitRecord
+from training.data.corpus.manifest import SplitRecord
 
 MOST_BINS = 16
 

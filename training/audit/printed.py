@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from training.audit.choose import Documents, choose_documents
-from training.data.mapped import StoredDocument
+from training.data.reading.mapped import StoredDocument
 
 SHOWN_TOKENS = 300
 """Of a longer document, so many tokens of its beginning and as many of its end are shown."""

@@ -8,8 +8,8 @@ from typing import Any
 from training.audit.choose import Choice
 from training.audit.facts import Share
 from training.config.sources import Detector
-from training.data.mapped import StoredDocument
-from training.data.personal import find_personal
+from training.data.personal.find import find_personal
+from training.data.reading.mapped import StoredDocument
 
 BATCH_DOCUMENTS = 256
 PIECE_TOKENS = 65_536

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from training.checkpoint.load import check_corpus, find_checkpoint, read_step
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
-from training.data.reader import check_tokenizer, open_corpus
+from training.data.reading.reader import check_tokenizer, open_corpus
 from training.evaluation.answers import Question, ask
 from training.evaluation.material import Material, gather_material
 from training.evaluation.measure import Measurement, measure

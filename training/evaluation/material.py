@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from training.config.schema import EvaluationConfig
 from training.data.documents import Document, sample_evenly
-from training.data.encode import encode
+from training.data.encoding.encode import encode
 from training.data.read import read_documents
-from training.data.reader import Corpus
+from training.data.reading.reader import Corpus
 from training.errors import DataError
 
 MOST_GENERAL_DOCUMENTS_READ = 20_000

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from training.config.schema import RunConfig
-from training.data.manifest import Manifest
+from training.data.corpus.manifest import Manifest
 from training.evaluation.material import Material
 from training.evaluation.scores import Comparison, Scores
 from training.evaluation.words import tell_domain, tell_general, tell_headline

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from training.config.schema import RunConfig
-from training.data.manifest import Manifest, SourceRecord
+from training.data.corpus.manifest import Manifest, SourceRecord
 from training.export.verify import TOLERANCE, Agreement
 
 _PACKAGES = ("metier", "torch", "transformers", "peft", "bitsandbytes", "deepspeed")

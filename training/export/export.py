@@ -10,8 +10,8 @@ from rich.console import Console
 from training.checkpoint.load import find_checkpoint, read_step
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
-from training.data.manifest import Manifest
-from training.data.reader import open_corpus
+from training.data.corpus.manifest import Manifest
+from training.data.reading.reader import open_corpus
 from training.errors import ConfigError, DataError, StorageError
 from training.export.card import read_scores, write_card, write_provenance
 from training.export.verify import (

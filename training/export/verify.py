@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config.schema import RunConfig
-from training.data.reader import open_corpus
+from training.data.reading.reader import open_corpus
 from training.errors import DataError, ModelError, StorageError
 
 _DOCUMENTS = 8

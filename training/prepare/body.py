@@ -13,8 +13,8 @@ from rich.markup import escape
 
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
-from training.data.assemble import TokenizerFacts
-from training.data.corpus import (
+from training.data.corpus.assemble import TokenizerFacts
+from training.data.corpus.build import (
     EncodeJobs,
     Prepared,
     Share,
@@ -22,8 +22,8 @@ from training.data.corpus import (
     prepare_corpus,
     prepare_share,
 )
-from training.data.encode import Encoder
-from training.data.segments import Job, Listener, encode_part
+from training.data.corpus.segments import Job, Listener, encode_part
+from training.data.encoding.encode import Encoder
 from training.model.source import prepare_model
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.prepare.pool import encode_in_processes

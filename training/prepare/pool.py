@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 
 from training.config.schema import ModelConfig
 from training.config.sources import DataConfig
-from training.data.segments import Job, Listener
+from training.data.corpus.segments import Job, Listener
 from training.errors import ClusterError
 from training.prepare.worker import serve
 

@@ -5,9 +5,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from training.config.schema import RunConfig
-from training.data.manifest import Manifest, SourceRecord
-from training.data.plan import open_plan
-from training.data.reader import open_corpus
+from training.data.corpus.manifest import Manifest, SourceRecord
+from training.data.order.plan import open_plan
+from training.data.reading.reader import open_corpus
 
 
 def tabulate(manifest: Manifest) -> Table:

@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 
-from training.data.manifest import Manifest
+from training.data.corpus.manifest import Manifest
 from training.errors import StorageError
 from training.layout import CorpusLayout
 

@@ -50,8 +50,8 @@ def use_one_core() -> None:
 
 def _encode_jobs(connection: Connection, model: ModelConfig, data: DataConfig) -> None:
     # Imported here: the packages take seconds, and read the environment that was set above.
-    from training.data.encode import Encoder  # noqa: PLC0415
-    from training.data.segments import encode_part  # noqa: PLC0415
+    from training.data.corpus.segments import encode_part  # noqa: PLC0415
+    from training.data.encoding.encode import Encoder  # noqa: PLC0415
     from training.model.tokenizer import load_tokenizer  # noqa: PLC0415
 
     encoder = Encoder(load_tokenizer(model), control_tokens=data.control_tokens)

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from training.data.packing import LongDocuments
+from training.data.order.packing import LongDocuments
 
 BLOCK = 16384
 MOST_BLOCKS = 64

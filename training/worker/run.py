@@ -15,9 +15,9 @@ from training.checkpoint.store import CheckpointStore, Lineage
 from training.collectives import from_lead, leave
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
-from training.data.loader import build_stream
-from training.data.plan import open_plan
-from training.data.reader import Corpus, check_tokenizer, open_corpus
+from training.data.order.plan import open_plan
+from training.data.reading.loader import build_stream
+from training.data.reading.reader import Corpus, check_tokenizer, open_corpus
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.errors import EXIT_OK
 from training.layout import RunLayout

@@ -1,0 +1,1 @@
+"""From a document to token ids, and which of them are to be learnt."""

@@ -1,0 +1,1 @@
+"""From shards, wherever they lie, to this rank's batches."""
