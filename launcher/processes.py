@@ -1,20 +1,20 @@
 """Starts child processes that end when the launcher ends, and passes its signals on."""
 
-import ctypes
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from training.processes import end_with_parent
 
 
 def run_here(command: list[str], environment: Mapping[str, str]) -> int:
     """Run a child on the same terminal and give its exit code."""
-    child = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent(os.getpid()))  # noqa: PLW1509
+    child = subprocess.Popen(command, env=environment, preexec_fn=_asked_to_end_with_us())  # noqa: PLW1509
     while True:
         try:
             return child.wait()
@@ -51,18 +51,6 @@ def run_with_log(command: list[str], environment: Mapping[str, str], log: Path) 
                 signal.signal(number, handler)
 
 
-def end_with_parent(parent: int) -> Callable[[], None]:
-    """Give what a new child calls so that the kernel sends it SIGTERM when its parent dies."""
-
-    def ask_the_kernel() -> None:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            # The parent died before the kernel was asked.
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return ask_the_kernel
-
-
 def _start(command: list[str], environment: Mapping[str, str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
@@ -70,5 +58,10 @@ def _start(command: list[str], environment: Mapping[str, str], stderr: IO[bytes]
         stdin=subprocess.DEVNULL,
         stderr=stderr,
         start_new_session=True,
-        preexec_fn=end_with_parent(os.getpid()),  # noqa: PLW1509 - the launcher has one thread
+        preexec_fn=_asked_to_end_with_us(),  # noqa: PLW1509 - the launcher has one thread
     )
+
+
+def _asked_to_end_with_us() -> Callable[[], None]:
+    """Give what a new child calls so that the kernel asks it to end, politely, when the launcher dies."""
+    return partial(end_with_parent, os.getpid(), signal.SIGTERM)

@@ -16,17 +16,19 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError  # noqa: E402
 from training.layout import RunLayout  # noqa: E402
 from training.outcome import Outcome, State, write_outcome  # noqa: E402
+from training.processes import end_with_parent  # noqa: E402
 from training.ranks import Ranks  # noqa: E402
 
 
 def main() -> int:
     """Train, and leave an outcome whatever happens; the exit code is only a hint."""
-    from training.worker.start import end_with_parent, redirect_to_log  # noqa: PLC0415
+    from training.worker.start import redirect_to_log  # noqa: PLC0415
 
     if len(sys.argv) != 2:  # noqa: PLR2004
         sys.stderr.write("usage: python -m training.worker RUN_DIR (started by `metier train`)\n")
         return EXIT_USER_ERROR
-    end_with_parent()
+    # Ranks whose torchrun was killed would go on training beside those of the next start.
+    end_with_parent(os.getppid())
     layout = RunLayout(Path(sys.argv[1]))
     ranks = Ranks(rank=0, local_rank=0, world_size=1)
     try:

@@ -1,8 +1,6 @@
 """What a rank does before anything else: find itself, its log, its device and its peers."""
 
-import ctypes
 import os
-import signal
 import sys
 
 import torch
@@ -15,8 +13,6 @@ from training.errors import ClusterError
 from training.layout import RunLayout
 from training.ranks import Ranks
 
-_PR_SET_PDEATHSIG = 1
-
 
 def redirect_to_log(layout: RunLayout, ranks: Ranks) -> None:
     """Send this process's stderr to its log file, and stdout too unless it is the lead's screen."""
@@ -26,15 +22,6 @@ def redirect_to_log(layout: RunLayout, ranks: Ranks) -> None:
     if not ranks.is_lead:
         os.dup2(log, sys.stdout.fileno())
     os.close(log)
-
-
-def end_with_parent() -> None:
-    """Ask the kernel to stop this process when the agent that started it dies (Linux, prctl(2)).
-
-    Without it, ranks whose torchrun was killed would go on training beside those of the next start.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def take_place(config: RunConfig, ranks: Ranks) -> Place:
