@@ -319,6 +319,19 @@ def test_a_tool_call_that_the_template_does_not_write_is_refused(name: str) -> N
         build_encoder(name, "bytes").encode_batch([document])
 
 
+def test_a_thought_in_a_field_of_its_own_is_learnt_or_refused() -> None:
+    answer = Message("assistant", "A stroke.", extra={"reasoning_content": "I63 is in chapter 9."})
+    document = chat(("user", "What is I63?"), answer)
+
+    encoded = build_encoder("qwen3", "bytes").encode_batch([document])[0]
+
+    assert read_targets(encoded, build_tokenizer("qwen3", "bytes")) == [
+        "<think>\nI63 is in chapter 9.\n</think>\n\nA stroke.<|im_end|>"
+    ]
+    with pytest.raises(DataError, match=r"leaves out the reasoning_content of messages\[1\]"):
+        build_encoder("chatml", "bytes").encode_batch([document])
+
+
 TOOL = {"type": "function", "function": {"name": "find_code", "description": "Finds a code."}}
 
 

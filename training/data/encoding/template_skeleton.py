@@ -26,6 +26,9 @@ from training.errors import ModelError
 Place = tuple[int, int]
 """A place in a skeleton: the number of a constant, and a character in it."""
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Where records keep what an answer was thought out with, as templates name it."""
+
 WORD = re.compile(r"Qx(\d+)xzQ")
 """What stands for a content in a skeleton: it occurs nowhere else."""
 
@@ -92,6 +95,9 @@ def build_skeleton(template: ChatTemplate, chat: Chat, habits: Habits) -> Skelet
             raise TemplateRefusalError(f"leaves out the content of messages[{turn}] ({message['role']})")
         if message.get("tool_calls") and not _writes_calls(template, masked, turn, text):
             raise TemplateRefusalError(f"leaves out the tool calls of messages[{turn}]")
+        for key in THOUGHTS:
+            if message.get(key) and not _writes_thought(template, masked[: turn + 1], key):
+                raise TemplateRefusalError(f"leaves out the {key} of messages[{turn}]")
     spans = find_answers(template, masked, text, habits, _find_openings(template, masked, text))
     _check_words(text, spans, masked)
     if not habits.marked:
@@ -174,6 +180,15 @@ def _writes_calls(template: ChatTemplate, masked: Chat, turn: int, text: str) ->
     plain = [*masked[:turn], {**masked[turn], "tool_calls": []}, *masked[turn + 1 :]]
     try:
         return template.render(plain) != text
+    except TemplateRefusalError:
+        return True
+
+
+def _writes_thought(template: ChatTemplate, until: Chat, key: str) -> bool:
+    """Whether a turn's thought is written while the turn is the last: later ones may be without it (Qwen 3)."""
+    plain = [*until[:-1], {name: value for name, value in until[-1].items() if name != key}]
+    try:
+        return template.render(plain) != template.render(until)
     except TemplateRefusalError:
         return True
 
