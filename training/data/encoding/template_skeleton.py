@@ -185,7 +185,7 @@ def _writes_calls(template: ChatTemplate, masked: Chat, turn: int, text: str) ->
 
 
 def _writes_thought(template: ChatTemplate, until: Chat, key: str) -> bool:
-    """Whether a turn's thought is written while the turn is the last: later ones may be without it (Qwen 3)."""
+    """Whether a thought is written while its turn is the last: Qwen 3 drops those of earlier turns."""
     plain = [*until[:-1], {name: value for name, value in until[-1].items() if name != key}]
     try:
         return template.render(plain) != template.render(until)
