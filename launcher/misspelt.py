@@ -13,6 +13,8 @@ FREE_MAPPINGS = ("model.architecture", "strategy.deepspeed_extra", "data.sources
 def unknown_key(path: str, values: Mapping[str, Any]) -> str:
     """Say that no setting has this dotted path, with the nearest that exists in ``values``."""
     for mapping in FREE_MAPPINGS:
+        if path == mapping:
+            return f"{mapping} takes new names one by one, each with a plus: +{mapping}.NAME=..."
         if path.startswith(f"{mapping}."):
             return _unknown_in_mapping(path, mapping, values)
     known = sorted(setting_paths(values))

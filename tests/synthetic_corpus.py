@@ -23,6 +23,7 @@ from training.data.corpus.manifest import (
     ShardRecord,
     SourceRecord,
     SplitRecord,
+    seal_manifest,
     write_manifest,
 )
 from training.data.corpus.shards import shard_schema
@@ -57,9 +58,10 @@ def write_corpus(
     held_out = [write_shard(root, first, np.array([9, 8, 7]), token_bytes, rng.integers(8, vocabulary, 24))]
     manifest = Manifest(
         format=FORMAT,
-        fingerprint=xxhash.xxh3_128_hexdigest("".join(shard.checksum for shard in train).encode()),
+        fingerprint="",
         tokenizer="t",
         chat_template=None,
+        settings={},
         padding_id=PADDING_ID,
         token_bytes=token_bytes,
         sources={name: describe(len(every)) for name, every in lengths.items()},
@@ -68,6 +70,7 @@ def write_corpus(
             "held_out": split(layout, held_out, np.array([9, 8, 7])),
         },
     )
+    manifest = seal_manifest(manifest)
     write_manifest(layout, manifest)
     return manifest
 

@@ -63,6 +63,7 @@ def manifest(train: Counts | None = None, **changes: Any) -> Manifest:
         fingerprint="f",
         tokenizer="t",
         chat_template=None,
+        settings={},
         padding_id=0,
         token_bytes=2,
         sources={"good": source_record(), "notes": source_record(**changes)},

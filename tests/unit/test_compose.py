@@ -25,7 +25,8 @@ def test_every_choice_of_every_group_composes(row: int) -> None:
     # Side by side, a choice of each group at a time: composing takes a while.
     groups = [group for group in GROUPS if group != "experiment" and row < len(TREE.choices(group))]
     chosen = {group: TREE.choices(group)[row] for group in groups}
-    needed = ["data.sources.files.paths=[chats.jsonl]"] if chosen.get("data") == "files_chat" else []
+    own = chosen.get("data") in {"files", "files_chat"}
+    needed = ["data.path=mine", "data.sources.files.paths=[chats.jsonl]"] if own else []
     overrides = ["name=mine", *(f"{group}={choice}" for group, choice in chosen.items()), *needed]
     config = compose_run(overrides, TREE).config
     for group in ("schedule", "tracker"):
@@ -34,7 +35,26 @@ def test_every_choice_of_every_group_composes(row: int) -> None:
 
 
 def test_every_group_has_a_folder_and_every_folder_is_a_group() -> None:
-    assert {path.name for path in OWN_FOLDER.iterdir() if path.is_dir()} == set(GROUPS)
+    # source/ is no group: its files apply by a source's kind.
+    assert {path.name for path in OWN_FOLDER.iterdir() if path.is_dir()} == {*GROUPS, "source"}
+
+
+def test_a_source_that_is_added_has_what_its_kind_says_and_a_user_folder_may_say_otherwise(
+    tmp_path: Path,
+) -> None:
+    added = "+data.sources.more={kind: files, paths: [a.jsonl], licence: mine}"
+    (tmp_path / "source").mkdir()
+    own = (OWN_FOLDER / "source" / "files.yaml").read_text(encoding="utf-8")
+    text = own.replace("bad_records: refuse", "bad_records: skip")
+    (tmp_path / "source" / "files.yaml").write_text(text, encoding="utf-8")
+
+    found = [
+        compose_run(["experiment=tiny_smoke", added], tree).config.data.sources["more"].model_dump()
+        for tree in (TREE, ConfigTree(tmp_path))
+    ]
+
+    assert [source["bad_records"] for source in found] == ["refuse", "skip"]
+    assert {source["licence"] for source in found} == {"mine"}
 
 
 def test_the_command_line_has_the_last_word_over_the_experiment_and_that_over_the_group() -> None:

@@ -81,7 +81,17 @@ CUT = gzip.compress(as_lines(RECORDS * 99), mtime=0)[:-20]
         ("a.parquet", b"no parquet at all", ": no readable Parquet or Arrow file"),
         ("cut.parquet", as_parquet(RECORDS)[:-9], ": no readable Parquet or Arrow file"),
         ("cut.arrow", as_arrow(RECORDS, pa.ipc.new_stream)[:-40], ": no readable Parquet or Arrow file"),
+        (
+            "cut_between_batches.arrow",
+            as_arrow(RECORDS, pa.ipc.new_stream)[:-8],
+            "end-of-stream mark is missing",
+        ),
         ("a.arrow", b"no arrow at all", ": no readable Parquet or Arrow file"),
+        (
+            "cut_between_members.tar",
+            as_webdataset([{"text": "x"}, {"text": "y"}])[:2048],
+            "the archive's end is missing",
+        ),
         ("cut.tar", as_webdataset([{"text": "x" * 9999}])[:5000], ": damaged tar file"),
         ("cut.json", as_array(RECORDS)[:-5], ":8: broken JSON array"),
         ("more.json", as_array(RECORDS) + b"{}", "found more behind the array"),

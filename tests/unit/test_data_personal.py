@@ -241,3 +241,16 @@ def test_random_words_and_numbers_hold_hardly_anything() -> None:
     numbers = (str(draw.randrange(10 ** draw.randint(1, 7))) for _ in range(4_000))
     text = " and ".join(f"{word} {number}" for word, number in zip(words, numbers, strict=False))
     assert find_personal(text, ALL) == []
+
+
+def test_tools_and_the_names_of_their_arguments_are_redacted_as_well() -> None:
+    call = {"function": {"name": "f", "arguments": {"ann@example.org": "x"}}}
+    tool = {"function": {"description": "Ask bob@example.org"}}
+    messages = (Message("user", "Ask."), Message("assistant", "", extra={"tool_calls": [call]}))
+    content = Messages(messages, (tool,))
+    document = Document(id="a", family="f", source="s", task="t", content=content)
+
+    redacted, counts = redact_document(document, ["email"])
+
+    assert counts == {"email": 2}
+    assert "example.org" not in repr(redacted)

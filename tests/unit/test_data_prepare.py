@@ -20,7 +20,7 @@ from training.config.sources import DataConfig
 from training.data.corpus.build import Share, describe_tokenizer, prepare_corpus, prepare_share
 from training.data.corpus.manifest import SPLITS, Manifest
 from training.data.corpus.segments import Job, find_split
-from training.data.reading.reader import check_tokenizer, open_corpus
+from training.data.reading.reader import check_settings, check_tokenizer, open_corpus
 from training.errors import DataError, StorageError
 from training.files import hold_lock
 
@@ -169,6 +169,40 @@ def test_training_refuses_a_corpus_of_another_tokenizer(data: DataConfig) -> Non
 
     with pytest.raises(DataError, match=r"prepared with another tokenizer .*; run `metier prepare` again"):
         check_tokenizer(manifest, "present", data.path)
+
+
+def test_training_refuses_a_corpus_of_other_settings_until_it_is_prepared_anew(data: DataConfig) -> None:
+    manifest = prepare(data).manifest
+    redacted = data.personal_data.model_copy(update={"action": "redact"})
+    other = data.model_copy(update={"personal_data": redacted, "long_documents": "split"})
+
+    check_settings(manifest, data)
+    check_settings(manifest, data.model_copy(update={"long_documents": "split"}))
+    with pytest.raises(
+        DataError,
+        match=r'^data\.personal_data\.action: the corpus .* with "keep", this run says "redact"; run',
+    ):
+        check_settings(manifest, other)
+    check_settings(prepare(other).manifest, other)
+
+
+def test_training_refuses_a_corpus_of_other_files(data: DataConfig, tmp_path: Path) -> None:
+    manifest = prepare(data).manifest
+    source = data.sources["notes"].model_copy(update={"paths": [str(tmp_path / "in" / "a.jsonl")]})
+    other = data.model_copy(update={"sources": {"notes": source}})
+
+    with pytest.raises(DataError, match=r"^data\.sources\.notes\.paths: the corpus in"):
+        check_settings(manifest, other)
+    check_settings(prepare(other).manifest, other)
+
+
+def test_a_manifest_that_was_edited_is_refused(data: DataConfig) -> None:
+    prepare(data)
+    path = Path(data.path) / "manifest.json"
+    path.write_text(path.read_text().replace('"repeated": 0', '"repeated": 7'))
+
+    with pytest.raises(DataError, match="damaged or edited"):
+        open_corpus(data.path, "train")
 
 
 def test_a_bad_record_leaves_nothing_behind_in_a_new_folder(data: DataConfig, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from training.config.freeze import read_frozen
 from training.config.schema import AuditConfig, RunConfig
 from training.config.sources import Detector
 from training.data.order.plan import open_plan
-from training.data.reading.reader import Corpus, check_tokenizer, open_corpus
+from training.data.reading.reader import Corpus, check_settings, check_tokenizer, open_corpus
 from training.data.reading.remote import is_url
 from training.files import write_json, write_text
 from training.layout import CorpusLayout
@@ -39,6 +39,7 @@ def audit(path: Path) -> None:
     console = Console()
     tokenizer = load_tokenizer(config.model)
     train, held_out = (open_corpus(config.data.path, split, config.loader) for split in ("train", "held_out"))
+    check_settings(train.manifest, config.data)
     check_tokenizer(train.manifest, tokenizer_fingerprint(tokenizer), config.data.path)
     report = _examine(config, train, held_out, tokenizer)
     folder = find_audit_folder(config.data.path)

@@ -6,8 +6,9 @@ from typing import Any
 
 import fsspec
 
-from training.data.corpus.manifest import Manifest
-from training.errors import StorageError
+from training.data.corpus.manifest import FileRecord, Manifest
+from training.errors import DataError, StorageError
+from training.files import file_checksum
 from training.layout import CorpusLayout
 
 
@@ -27,27 +28,29 @@ def upload_corpus(root: Path, manifest: Manifest, url: str, say: Callable[[int, 
         Files copied, the manifest not counted.
 
     Raises:
+        DataError: A file of the corpus is damaged.
         StorageError: The URL cannot be written.
     """
     records = {
-        record.file: record.bytes
-        for split in manifest.splits.values()
-        for record in (split.lengths, *split.shards)
+        record.file: record for split in manifest.splits.values() for record in (split.lengths, *split.shards)
     }
-    total, done, copied = sum(records.values()), 0, 0
+    total, done, copied = sum(record.bytes for record in records.values()), 0, 0
     try:
         system, folder = fsspec.core.url_to_fs(url)
         there = _list_sizes(system, folder)
-        for file, size in records.items():
-            if there.get(file) != size:
+        for file, record in records.items():
+            if there.get(file) != record.bytes:
+                _check(root / file, record)
                 target = f"{folder}/{file}"
                 system.makedirs(target.rpartition("/")[0], exist_ok=True)
                 system.put_file(str(root / file), target)
                 copied += 1
-            done += size
+            done += record.bytes
             say(done, total)
         path = CorpusLayout(root).manifest
         system.pipe_file(f"{folder}/{path.name}", path.read_bytes())
+    except DataError:
+        raise
     # Each storage has errors of its own (botocore's, aiohttp's, gcsfs's); the user sees which and where.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
@@ -56,6 +59,14 @@ def upload_corpus(root: Path, manifest: Manifest, url: str, say: Callable[[int, 
             "the URL or its credentials and run the same command again"
         ) from error
     return copied
+
+
+def _check(path: Path, record: FileRecord) -> None:
+    if file_checksum(path) != record.checksum:
+        raise DataError(
+            f"{path}: damaged, its checksum is not the manifest's; remove this file and run `metier prepare` "
+            "again"
+        )
 
 
 def _list_sizes(system: Any, folder: str) -> dict[str, int]:

@@ -67,8 +67,14 @@ def _tell(layout: RunLayout, ranks: Ranks, state: State, error: Exception) -> No
     message = (str(error).splitlines() or [""])[0]
     write_outcome(
         layout.outcome,
-        Outcome(state=state, step=None, error_class=type(error).__name__, message=message, rank=ranks.rank),
+        Outcome(state=state, step=None, error_class=_name_class(error), message=message, rank=ranks.rank),
     )
+
+
+def _name_class(error: Exception) -> str:
+    """Name the error by the class that the launcher knows: a room's own kinds are its own matter."""
+    known = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == MetierError.__module__)
+    return next(known, type(error).__name__)
 
 
 if __name__ == "__main__":

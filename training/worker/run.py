@@ -17,7 +17,7 @@ from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.order.plan import open_plan
 from training.data.reading.loader import build_stream
-from training.data.reading.reader import Corpus, check_tokenizer, open_corpus
+from training.data.reading.reader import Corpus, check_settings, check_tokenizer, open_corpus
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.errors import EXIT_OK
 from training.layout import RunLayout
@@ -58,6 +58,7 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
     place = take_place(config, ranks)
     corpus = open_corpus(config.data.path, "train", config.loader)
     check_tokenizer(corpus.manifest, tokenizer_fingerprint(load_tokenizer(config.model)), config.data.path)
+    check_settings(corpus.manifest, config.data)
     rows = open_plan(corpus, config.batch.sequence_length, config.data.long_documents)
     check_audit(corpus.manifest, rows.by_source, config.batch.sequence_length, config.audit)
     incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)

@@ -1,8 +1,6 @@
 """From the records of all parts to the manifest: counts, duplicates, the index of lengths."""
 
-import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,8 @@ from training.data.corpus.manifest import (
     SourceRecord,
     Split,
     SplitRecord,
+    describe_settings,
+    seal_manifest,
 )
 from training.data.corpus.parts import PartRecord
 from training.data.corpus.shards import TokenBytes, map_shard, shard_tokens
@@ -104,6 +104,7 @@ def assemble_manifest(
         fingerprint="",
         tokenizer=tokenizer.fingerprint,
         chat_template=tokenizer.chat_template,
+        settings=describe_settings(data),
         padding_id=tokenizer.padding_id,
         token_bytes=tokenizer.token_bytes,
         sources={
@@ -112,7 +113,7 @@ def assemble_manifest(
         },
         splits=splits,
     )
-    return manifest.model_copy(update={"fingerprint": _hash_manifest(manifest)})
+    return seal_manifest(manifest)
 
 
 def _check_documents(
@@ -237,9 +238,3 @@ def _brief(content: dict[str, Any]) -> dict[str, Any]:
     if len(sizes) <= MOST_FILES_NAMED:
         return content
     return {"files": len(sizes), "bytes": sum(size or 0 for size in sizes)}
-
-
-def _hash_manifest(manifest: Manifest) -> str:
-    """Hash all that the corpus is; the checksums of its files stand for their bytes."""
-    values = manifest.model_dump(mode="json", exclude={"fingerprint"})
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from training.config.sources import DataConfig
 from training.data.corpus.assemble import TokenizerFacts, assemble_manifest
-from training.data.corpus.manifest import FORMAT, FileRecord, Manifest, read_manifest, write_manifest
+from training.data.corpus.manifest import (
+    FORMAT,
+    FileRecord,
+    Manifest,
+    describe_settings,
+    read_manifest,
+    write_manifest,
+)
 from training.data.corpus.parts import (
     Encoding,
     Part,
@@ -213,7 +220,7 @@ def _hash_recipe(
         "format": FORMAT,
         "parts": [part.key for part in parts],
         "sources": {name: (trace.content, trace.licence) for name, trace in traces.items()},
-        "duplicates": data.duplicates.model_dump(mode="json"),
+        "settings": describe_settings(data),
         "tokenizer": asdict(tokenizer),
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

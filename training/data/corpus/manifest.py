@@ -1,5 +1,6 @@
 """manifest.json: what a prepared corpus holds, and how to know that it is whole."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -7,12 +8,18 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
 from training.config.base import Section
+from training.config.sources import DataConfig
 from training.errors import DataError
 from training.files import write_json
 from training.layout import CorpusLayout
 
 FORMAT = 2
 """Raised when the shards or the encoding change, so that older corpora are made anew."""
+
+_SHAPING = {
+    "sources", "held_out_fraction", "split_seed", "tokens_per_shard", "control_tokens", "personal_data",
+    "duplicates",
+}  # fmt: skip
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
@@ -111,6 +118,9 @@ class Manifest(Section):
     chat_template: str | None
     """The chat template's fingerprint alone; None where there is none."""
 
+    settings: dict[str, Any]
+    """The part of ``data`` that decides what is in the corpus, as it was typed."""
+
     padding_id: NonNegativeInt
     token_bytes: Literal[2, 4]
     """Width of a stored token id: 2 where the vocabulary allows it."""
@@ -156,7 +166,35 @@ def parse_manifest(content: bytes, root: str) -> Manifest:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DataError(f"{path}: written in another format than {FORMAT}; run `metier prepare` again")
     try:
-        return Manifest.model_validate(values)
+        manifest = Manifest.model_validate(values)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise DataError(f"{path}: {place} is damaged; remove {root} and run `metier prepare` again") from None
+    if seal_manifest(manifest).fingerprint != manifest.fingerprint:
+        raise DataError(
+            f"{path}: damaged or edited, its fingerprint is not that of its content; remove this file and "
+            "run `metier prepare` again"
+        )
+    return manifest
+
+
+def describe_settings(data: DataConfig) -> dict[str, Any]:
+    """Give the part of ``data`` that decides what is in a corpus: not where it lies or how it is read."""
+    words_only = {"licence", "provenance"}
+    settings = data.model_dump(mode="json", include=_SHAPING)
+    sources = settings["sources"].items()
+    settings["sources"] = {
+        name: {key: value for key, value in source.items() if key not in words_only}
+        for name, source in sources
+    }
+    return settings
+
+
+def seal_manifest(manifest: Manifest) -> Manifest:
+    """Give the manifest its fingerprint: a hash of all that the corpus is.
+
+    The checksums of its files stand for their bytes.
+    """
+    values = manifest.model_dump(mode="json", exclude={"fingerprint"})
+    fingerprint = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return manifest.model_copy(update={"fingerprint": fingerprint})

@@ -28,10 +28,11 @@ from training.data.order.packing import (
     pack_documents,
 )
 from training.errors import DataError, StorageError
-from training.files import sync_file, sync_folder
+from training.files import file_checksum, sync_file, sync_folder
 
 COUNTS = "counts.json"
 SHARD_ROWS, ROW_BOUNDS, BEGINS, ENDS = "shard_rows.npy", "row_bounds.npy", "begins.npy", "ends.npy"
+ARRAYS = (SHARD_ROWS, ROW_BOUNDS, BEGINS, ENDS)
 
 
 class Named(Protocol):
@@ -186,8 +187,11 @@ def _write_plan(
             counts[shard.source] = add_counts([*so_far, packing.counts], sequence_length)
             first += shard.documents
     np.save(staged / SHARD_ROWS, shard_rows)
-    by_source = {source: asdict(one) for source, one in counts.items()}
-    (staged / COUNTS).write_text(json.dumps(by_source, indent=2), encoding="utf-8")
+    facts = {
+        "by_source": {source: asdict(one) for source, one in counts.items()},
+        "checksums": {name: file_checksum(staged / name) for name in ARRAYS},
+    }
+    (staged / COUNTS).write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 
 def _namer(corpus: PackedCorpus, first: int) -> Callable[[int], str]:
@@ -196,16 +200,17 @@ def _namer(corpus: PackedCorpus, first: int) -> Callable[[int], str]:
 
 def _load_plan(folder: Path, sequence_length: int) -> RowPlan:
     try:
-        values = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
-        by_source = {source: PackingCounts(**counts) for source, counts in values.items()}
+        facts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
+        by_source = {source: PackingCounts(**counts) for source, counts in facts["by_source"].items()}
         shard_rows = np.load(folder / SHARD_ROWS, allow_pickle=False)
         # As plain arrays: slices of np.memmap are some ten times slower.
         row_bounds, begins, ends = (
             np.asarray(np.load(folder / name, mmap_mode="r", allow_pickle=False))
             for name in (ROW_BOUNDS, BEGINS, ENDS)
         )
-        whole = len(row_bounds) == shard_rows.sum() + 1 and row_bounds[-1] == len(begins) == len(ends)
-    except (OSError, ValueError, TypeError, AttributeError, EOFError):
+        # A plan with a flipped bit would cut documents at wrong places, and nobody would see it.
+        whole = facts["checksums"] == {name: file_checksum(folder / name) for name in ARRAYS}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError):
         whole = False
     if not whole:
         raise DataError(f"{folder}: the packing plan is damaged; remove this folder, it is made anew")

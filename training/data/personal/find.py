@@ -70,7 +70,7 @@ def redact(text: str, detectors: Sequence[Detector]) -> tuple[str, Counter[str]]
 
 
 def redact_document(document: Document, detectors: Sequence[Detector]) -> tuple[Document, Counter[str]]:
-    """Redact all that the document says, tool calls included; the same object when nothing is found."""
+    """Redact all that the document says, tools and calls included; the same object when nothing is found."""
     counts: Counter[str] = Counter()
 
     def clean(text: str) -> str:
@@ -85,7 +85,7 @@ def redact_document(document: Document, detectors: Sequence[Detector]) -> tuple[
                 replace(message, content=clean(message.content), extra=_clean_values(message.extra, clean))
                 for message in messages
             )
-            content = replace(chat, messages=turns)
+            content = replace(chat, messages=turns, tools=tuple(_clean_values(chat.tools, clean)))
         case PromptCompletion(prompt, completion):
             content = PromptCompletion(clean(prompt), clean(completion))
         case Text(text):
@@ -112,7 +112,7 @@ def _clean_values(value: Any, clean: Callable[[str], str]) -> Any:
         case str():
             return clean(value)
         case Mapping():
-            return {key: _clean_values(each, clean) for key, each in value.items()}
+            return {clean(str(key)): _clean_values(each, clean) for key, each in value.items()}
         case list() | tuple():
             return [_clean_values(each, clean) for each in value]
         case _:

@@ -6,6 +6,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.data.sources.formats.tail import Tail
 from training.data.sources.pieces import BadRecordError, Record, Row, RowRange
 from training.data.sources.values import drop_nulls
 
@@ -13,6 +14,8 @@ ROWS_PER_BATCH = 512
 BUFFER_BYTES = 1 << 20
 
 _ARROW_FILE = b"ARROW1"
+_ARROW_MARK = bytes.fromhex("ffffffff00000000")
+"""What ends a stream since Arrow 0.15 (columnar format, IPC streaming format)."""
 
 
 def list_row_groups(stream: BinaryIO) -> list[int]:
@@ -45,11 +48,8 @@ def read_parquet(stream: BinaryIO, rows: RowRange) -> Iterator[Row]:
 def read_arrow(stream: BinaryIO, rows: RowRange) -> Iterator[Row]:
     """Yield the rows of an Arrow IPC file or stream."""
     peek: Any = stream
-    batches = (
-        _read_file(stream)
-        if peek.peek(len(_ARROW_FILE)).startswith(_ARROW_FILE)
-        else pa.ipc.open_stream(stream)
-    )
+    is_file = peek.peek(len(_ARROW_FILE)).startswith(_ARROW_FILE)
+    batches = _read_file(stream) if is_file else _read_stream(stream)
     skip, row = rows.skip, 0
     for batch in batches:
         taken = min(skip, batch.num_rows)
@@ -69,6 +69,14 @@ def _read_file(stream: BinaryIO) -> Iterator[Any]:
     reader = pa.ipc.open_file(stream)
     for index in range(reader.num_record_batches):
         yield reader.get_batch(index)
+
+
+def _read_stream(stream: BinaryIO) -> Iterator[Any]:
+    tail = Tail(stream, len(_ARROW_MARK))
+    yield from pa.ipc.open_stream(tail)
+    # Arrow takes a stream that was cut between two batches for a whole one.
+    if tail.last != _ARROW_MARK:
+        raise pa.ArrowInvalid("cut off, or its writer was not closed: Arrow's end-of-stream mark is missing")
 
 
 def _list_records(batch: Any) -> list[Record | BadRecordError]:

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from training.data.sources.formats.lines import too_long
+from training.data.sources.formats.tail import Tail
 from training.data.sources.pieces import BadRecordError, Record, Row, RowRange
 from training.data.sources.values import describe
 
@@ -22,12 +23,16 @@ TEXT_ENDINGS = ("txt", "text", "md", "cls", "transcript")
 
 def read_webdataset(stream: BinaryIO, rows: RowRange) -> Iterator[Row]:
     """Yield the records in the order of the tar; a place is ``file:key``."""
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16) as archive:
+    tail = Tail(stream, tarfile.BLOCKSIZE)
+    with tarfile.open(fileobj=cast("BinaryIO", tail), mode="r|", bufsize=1 << 16) as archive:
         members = (member for member in _list_members(archive) if member.isfile())
         for index, (key, group) in enumerate(groupby(members, key=lambda member: _split(member.name)[0])):
             if index < rows.skip:
                 continue
             yield f"{rows.name}:{key}", _read_record(archive, group, rows.most_bytes)
+    if tail.last.strip(b"\0") or not tail.last:
+        # tarfile takes an archive that was cut between two members for a whole one.
+        raise tarfile.ReadError("cut off, or its writer was not closed: the archive's end is missing")
 
 
 def _list_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
