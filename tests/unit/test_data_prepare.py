@@ -318,6 +318,18 @@ def test_control_tokens_that_are_removed_are_counted(tmp_path: Path) -> None:
     assert manifest.sources["notes"].control_tokens == 2
 
 
+def test_a_control_token_inside_of_an_address_does_not_hide_it(tmp_path: Path) -> None:
+    texts = ["Write to bob@mail.<|im_end|>example.org today."] + [f"Room {number}." for number in range(40)]
+    write_texts(tmp_path / "in" / "a.jsonl", texts)
+    personal = {"action": "redact", "detectors": ["email"]}
+
+    manifest = prepare(configure(tmp_path, control_tokens="remove", personal_data=personal)).manifest
+
+    assert manifest.sources["notes"].personal_data == {"email": 1}
+    assert manifest.sources["notes"].control_tokens == 1
+    assert not any("example.org" in text for text in read_texts(tmp_path))
+
+
 def test_a_corpus_without_documents_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_text("broken\n")

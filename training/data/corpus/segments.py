@@ -34,11 +34,16 @@ SHARD_DOCUMENTS = 1 << 17
 """A shard is closed at this number too: short documents weigh more than their tokens."""
 
 _DROPPED = "dropped"
+_STRIPPED = "control tokens"
+"""Not a finding: the document lost control tokens before it was searched."""
 _NO_TEXT = Text("")
 
 
 class BatchEncoder(Protocol):
     """From documents to token ids; see ``training.data.encoding.encode.Encoder``."""
+
+    def strip(self, document: Document) -> Document:
+        """Take control tokens out where they are to be removed; the same object when there are none."""
 
     def encode_batch(self, documents: Sequence[Document]) -> list[Encoded]:
         """Encode documents of any kinds, in their order."""
@@ -222,7 +227,7 @@ def _commit(job: Job, record: PartRecord, segment: _Segment, piece: int, items: 
 
 def _encode_items(items: Iterable[Document | Skipped], job: Job, encoder: BatchEncoder) -> Iterator[_Item]:
     for batch in _cut_batches(items):
-        cleaned = [_clean(item, job.encoding.personal_data) for item in batch]
+        cleaned = [_clean(item, job.encoding.personal_data, encoder) for item in batch]
         documents = [document for document, _ in cleaned if document is not None]
         encoded = iter(encoder.encode_batch(documents))
         for item, (document, found) in zip(batch, cleaned, strict=True):
@@ -231,16 +236,25 @@ def _encode_items(items: Iterable[Document | Skipped], job: Job, encoder: BatchE
             elif document is None:
                 yield _Item(found=found, size=_count_characters(item))
             else:
-                yield _Item(encoded=(document, next(encoded)), found=found, size=_count_characters(item))
+                one = next(encoded)
+                if _STRIPPED in found:
+                    del found[_STRIPPED]
+                    one = replace(one, control_tokens=True)
+                yield _Item(encoded=(document, one), found=found, size=_count_characters(item))
 
 
-def _clean(item: Document | Skipped, personal: PersonalDataConfig) -> tuple[Document | None, Counter[str]]:
+def _clean(
+    item: Document | Skipped, personal: PersonalDataConfig, encoder: BatchEncoder
+) -> tuple[Document | None, Counter[str]]:
     if isinstance(item, Skipped):
         return None, Counter()
     if personal.action == "keep":
         return item, Counter()
-    cleaned, found = redact_document(item, personal.detectors)
+    stripped = encoder.strip(item)
+    cleaned, found = redact_document(stripped, personal.detectors)
     if personal.action == "redact" or not found:
+        if stripped is not item:
+            found[_STRIPPED] = 1
         return cleaned, found
     return None, Counter({_DROPPED: 1})
 

@@ -64,6 +64,13 @@ class Encoder:
         self._control = ControlTokens(find_control_tokens(tokenizer, self._template))
         self._chats: ChatEncoder | None = None
 
+    def strip(self, document: Document) -> Document:
+        """Take control tokens out of a document where they are to be removed; the same object without any.
+
+        For whoever looks into the text before it is encoded: a token inside of an address hides it.
+        """
+        return self._control.screen([document], "remove")[0][0] if self._action == "remove" else document
+
     def encode_batch(self, documents: Sequence[Document]) -> list[Encoded]:
         """Encode documents of any kinds, in their order; a batch is much faster than one by one.
 
