@@ -129,7 +129,8 @@ def test_no_space_left_on_a_real_file_system_is_one_line(tmp_path: Path, model: 
 
 
 def test_any_number_of_processes_kills_and_stops_gives_the_same_bytes(tmp_path: Path, model: Path) -> None:
-    sources = write_sources(tmp_path, 4, 1200)
+    # Much more than is done before the third signal, however late this process hears of a commit.
+    sources = write_sources(tmp_path, 4, 3000)
     alone = tmp_path / "alone"
     alone.mkdir()
     assert run(freeze(alone, model, *IN_PARALLEL, "prepare.processes=1", sources=sources)).returncode == 0

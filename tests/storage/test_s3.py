@@ -51,6 +51,8 @@ def server(folder: Path) -> Iterator[tuple[int, Faults]]:
         # Below our own tries there are botocore's and s3fs'; ours are what is tested.
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
         patch.setattr(s3fs.S3FileSystem, "retries", 1)
+        # fsspec keeps its file systems, and with them the server of an earlier test.
+        s3fs.S3FileSystem.clear_instance_cache()
         client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{upstream}")
         client.create_bucket(Bucket="bucket")
         for path in folder.rglob("*"):

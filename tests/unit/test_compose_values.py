@@ -60,13 +60,13 @@ def changed(override: str) -> dict[str, Any]:
         ("~optimizer.beta1", "optimizer.beta1 is missing; give it a value, for instance optimizer.beta1=..."),
         (
             "evaluation.general.kind=filez",
-            "evaluation.general.kind=filez: wanted one of files, icd10cm, licences, python_topics; "
+            "evaluation.general.kind=filez: wanted one of files, hub, icd10cm, licences, python_topics; "
             "did you mean files?",
         ),
         (
             "evaluation.general.kind=files",
             "evaluation.general.paths is missing; give it a value, for instance evaluation.general.paths=... "
-            "(and 2 more)",
+            "(and 10 more)",
         ),
         (
             "+data.sources.topics.max_document=3",
