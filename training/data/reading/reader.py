@@ -210,17 +210,16 @@ def check_settings(manifest: Manifest, data: DataConfig) -> None:
 
 
 def _differences(prepared: Any, wanted: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    """Yield each setting that differs: its path, and both values as they are typed."""
     if isinstance(prepared, dict) and isinstance(wanted, dict):
         for key in sorted({*prepared, *wanted}):
-            if key not in prepared or key not in wanted:
-                yield (
-                    f"{path}.{key}",
-                    *("something" if key in side else "nothing" for side in (prepared, wanted)),
-                )
-            else:
+            if key in prepared and key in wanted:
                 yield from _differences(prepared[key], wanted[key], f"{path}.{key}")
+            else:
+                there = "something" if key in prepared else "nothing"
+                yield f"{path}.{key}", there, "something" if key in wanted else "nothing"
     elif prepared != wanted:
-        yield path, *(json.dumps(value, ensure_ascii=False) for value in (prepared, wanted))
+        yield path, json.dumps(prepared, ensure_ascii=False), json.dumps(wanted, ensure_ascii=False)
 
 
 def _plans(local: CorpusLayout | None, manifest: Manifest, cache: Path | None) -> Path:
