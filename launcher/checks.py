@@ -4,6 +4,7 @@ from pathlib import Path
 
 from training.config.schema import ClusterConfig, RunConfig
 from training.errors import ClusterError, DataError, ModelError
+from training.files import is_url
 from training.layout import CorpusLayout
 
 _DEVICES = Path("/dev")
@@ -43,7 +44,7 @@ def check_prepared(config: RunConfig) -> None:
         ModelError: The model's folder is missing.
     """
     manifest = CorpusLayout(Path(config.data.path)).manifest
-    if "://" not in config.data.path and not manifest.is_file():
+    if not is_url(config.data.path) and not manifest.is_file():
         raise DataError(
             f"data.path={config.data.path} holds no prepared corpus ({manifest} is missing); "
             "run `metier prepare` with the same settings first"

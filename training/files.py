@@ -16,6 +16,11 @@ from training.errors import StorageError
 _CHUNK_BYTES = 1 << 20
 
 
+def is_url(path: str) -> bool:
+    """Tell a URL from a folder of this machine."""
+    return "://" in path
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a sibling of ``path``, then rename it there once it is on the disk.
 

@@ -191,7 +191,7 @@ def measure_prepare(model: str, sources: dict[str, Any], processes: int) -> dict
         clock = Clock()
         started = time.perf_counter()
         encode = partial(
-            encode_in_processes, processes=processes, model=config.model, data=data, listener=clock
+            encode_in_processes, processes=processes, tokenizer=tokenizer, data=data, listener=clock
         )
         with Scale() as scale:
             prepare_corpus(data, facts, encode, clock)
@@ -238,7 +238,9 @@ def prepare_tokenizer(folder: Path) -> Path:
 def compare(folder: Path, model: str, mib: int, rounds: int, console: Console) -> Table:
     """Time bare, one and two processes in turn."""
     table = Table(
-        "kind", "what", "tokens/s", "of bare", "while encoding", "of bare", "x one process", box=None
+        *("kind", "what", "tokens/s", "of bare", "x one process"),
+        *("while encoding", "of bare", "x one process", "start s", "end s"),
+        box=None,
     )
     for kind in KINDS:
         sources = write_sources(folder / f"{mib}", kind, mib << 20)
@@ -247,22 +249,21 @@ def compare(folder: Path, model: str, mib: int, rounds: int, console: Console) -
             for processes, measured in found.items():
                 measured.append(measure_apart(model, sources, processes))
         rates = {
-            key: [statistics.median(one.get(name, 0.0) for one in measured) for measured in found.values()]
-            for key, name in (("all", "tokens_per_second"), ("encoding", "encoding_tokens_per_second"))
+            name: [statistics.median(one.get(name, 0.0) for one in measured) for measured in found.values()]
+            for name in (
+                *("tokens_per_second", "encoding_tokens_per_second"),
+                *("start_seconds", "end_seconds"),
+            )
         }
-        bare = rates["all"][0]
+        bare = rates["tokens_per_second"][0]
         table.add_row(kind, f"bare, {os.cpu_count()} cores", f"{bare:,.0f}")
         for processes in (1, 2):
-            whole, encoding = rates["all"][processes], rates["encoding"][processes]
-            table.add_row(
-                kind,
-                f"{processes} processes",
-                f"{whole:,.0f}",
-                f"{whole / bare:.2f}",
-                f"{encoding:,.0f}",
-                f"{encoding / bare:.2f}",
-                f"{encoding / rates['encoding'][1]:.2f}",
-            )
+            row = [kind, f"{processes} process{'es' if processes > 1 else ''}"]
+            for name in ("tokens_per_second", "encoding_tokens_per_second"):
+                rate, alone = rates[name][processes], rates[name][1]
+                row += [f"{rate:,.0f}", f"{rate / bare:.2f}", f"{rate / alone:.2f}"]
+            row += [f"{rates[name][processes]:.1f}" for name in ("start_seconds", "end_seconds")]
+            table.add_row(*row)
     return table
 
 

@@ -175,7 +175,7 @@ def test_workers_end_with_their_parent_and_a_worker_that_dies_is_named(tmp_path:
     assert f"the process {worker} that encoded {tmp_path}/texts" in problems
     assert "was ended by SIGKILL (the kernel does so when memory runs out)" in problems
     assert problems.count("\n") == 1
-    assert not find_processes(child.pid)
+    wait_until(lambda: not find_processes(child.pid), "all processes have ended")
 
 
 def test_what_goes_wrong_in_a_worker_is_the_one_line_that_it_would_be_without(

@@ -25,6 +25,12 @@ RECORDS = [{"text": "one"}, {"text": "zwei — ü,\nneu"}, {"text": '"3"'}]
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
+Q = {"role": "user", "content": "q"}
+A = {"role": "assistant", "content": "a"}
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {"role": "tool", "tool_call_id": "1", "content": "42"}
+
 
 def files(*paths: Path | str, **other: Any) -> FilesSource:
     values = yaml.safe_load((CONFIGS / "files.yaml").read_text(encoding="utf-8"))
@@ -39,6 +45,11 @@ def hub(dataset: Path | str, **other: Any) -> HubSource:
 def write_lines(path: Path, *records: object) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def read_one(tmp_path: Path, record: object, **other: Any) -> Document:
+    (document,) = read_documents("notes", files(write_lines(tmp_path / "a.jsonl", record), **other))
+    return document
 
 
 def read_items(source: SourceConfig) -> list[Document | Skipped]:

@@ -12,43 +12,13 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from tests.cache_worker import write_origin
+from tests.unit.cache_case import SIZE, folder, make, names, origin, read, records
 from training.data.corpus.manifest import FileRecord
-from training.data.reading.cache import FileCache, NoRoomError
+from training.data.reading.cache import NoRoomError
 from training.data.reading.remote import Origin
 from training.errors import ConfigError, DataError, StorageError
 
-SIZE = 1000
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "origin"
-
-
-@pytest.fixture
-def origin(folder: Path) -> Origin:
-    return Origin(root=str(folder), attempts=3, first_wait_seconds=0.001)
-
-
-@pytest.fixture
-def records(folder: Path) -> list[FileRecord]:
-    return write_origin(folder, 5, SIZE)
-
-
-def make(tmp_path: Path, files: float = 100) -> FileCache:
-    return FileCache(tmp_path / "cache", int(files * SIZE))
-
-
-def read(cache: FileCache, record: FileRecord, origin: Origin) -> bytes:
-    descriptor = cache.open(record, origin)
-    try:
-        return os.pread(descriptor, 2 * SIZE, 0)
-    finally:
-        os.close(descriptor)
-
-
-def names(cache: FileCache) -> set[str]:
-    return {path.name for path in (cache.folder / "files").iterdir()}
+__all__ = ["folder", "origin", "records"]
 
 
 def test_a_file_is_fetched_once_and_is_what_its_record_says(

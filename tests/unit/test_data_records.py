@@ -8,22 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.unit.make_sources import CHAT, files, read_items, write_lines
+from tests.unit.make_sources import (
+    CHAT,
+    A,
+    Q,
+    files,
+    read_items,
+    read_one,
+    write_lines,
+)
 from training.data.documents import Document, Message, Messages, PromptCompletion, Text
 from training.data.read import Skipped, list_pieces, read_documents, read_piece
 from training.data.sources.pieces import Reason
 from training.errors import DataError
-
-Q = {"role": "user", "content": "q"}
-A = {"role": "assistant", "content": "a"}
-CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}
-CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
-RESULT = {"role": "tool", "tool_call_id": "1", "content": "42"}
-
-
-def read_one(tmp_path: Path, record: object, **other: Any) -> Document:
-    (document,) = read_documents("notes", files(write_lines(tmp_path / "a.jsonl", record), **other))
-    return document
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.unit.make_sources import CHAT, files, read_items, write_lines
+from tests.unit.make_sources import (
+    CALL,
+    CALLING,
+    CHAT,
+    RESULT,
+    A,
+    Q,
+    files,
+    read_items,
+    read_one,
+    write_lines,
+)
 from training.data.documents import Document, Message, Messages
 from training.data.read import Skipped, read_documents
 from training.errors import DataError
-
-Q = {"role": "user", "content": "q"}
-A = {"role": "assistant", "content": "a"}
-CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}
-CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
-RESULT = {"role": "tool", "tool_call_id": "1", "content": "42"}
-
-
-def read_one(tmp_path: Path, record: object, **other: Any) -> Document:
-    (document,) = read_documents("notes", files(write_lines(tmp_path / "a.jsonl", record), **other))
-    return document
 
 
 def read_chat(tmp_path: Path, *turns: object, **other: Any) -> tuple[Message, ...]:

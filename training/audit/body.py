@@ -23,8 +23,7 @@ from training.config.schema import AuditConfig, RunConfig
 from training.config.sources import Detector
 from training.data.order.plan import open_plan
 from training.data.reading.reader import Corpus, check_settings, check_tokenizer, open_corpus
-from training.data.reading.remote import is_url
-from training.files import write_json, write_text
+from training.files import is_url, write_json, write_text
 from training.layout import CorpusLayout
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 

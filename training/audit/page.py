@@ -2,26 +2,19 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from training.audit.lengths import Bin, Lengths
 from training.audit.report import AuditReport
 from training.audit.visible import show_text
 from training.audit.words import describe_findings, describe_packing, describe_source, say_percent
+from training.pages import open_templates
 
 TEMPLATE = "audit.html.j2"
 
 
 def build_page(report: AuditReport) -> str:
     """Fill the template; every text in it is escaped, and what does not print is written out."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: show_text(value) if type(value) is str else value,
-    )
+    environment = open_templates(Path(__file__).parent)
+    environment.finalize = lambda value: show_text(value) if type(value) is str else value
     environment.globals.update(
         describe_findings=describe_findings,
         describe_packing=describe_packing,

@@ -3,8 +3,6 @@
 import base64
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from training.evaluation.draw import DARK, LIGHT, draw_bars_svg, draw_curve_svg
 from training.evaluation.report import Report
 from training.evaluation.words import (
@@ -15,19 +13,14 @@ from training.evaluation.words import (
     say_value,
 )
 from training.metrics.rates import say_duration
+from training.pages import open_templates
 
 TEMPLATE = "report.html.j2"
 
 
 def build_page(report: Report) -> str:
     """Fill the template; every text in it is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates(Path(__file__).parent)
     environment.globals.update(
         say_value=say_value,
         say_interval=say_interval,

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
+from transformers import PreTrainedTokenizerBase
 
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
@@ -67,7 +68,7 @@ def _prepare(config: RunConfig, console: Console) -> None:
     tokenizer = load_tokenizer(config.model)
     facts = describe_tokenizer(tokenizer, tokenizer_fingerprint(tokenizer))
     with Speaker(console) as speaker:
-        encode = partial(_encode, config=config, listener=speaker)
+        encode = partial(_encode, tokenizer=tokenizer, config=config, listener=speaker)
         if config.prepare.tasks > 1:
             _prepare_share(config, facts, encode, speaker)
             return
@@ -91,13 +92,15 @@ def _prepare_share(config: RunConfig, facts: TokenizerFacts, encode: EncodeJobs,
     )
 
 
-def _encode(jobs: Sequence[Job], *, config: RunConfig, listener: Listener) -> None:
+def _encode(
+    jobs: Sequence[Job], *, tokenizer: PreTrainedTokenizerBase, config: RunConfig, listener: Listener
+) -> None:
     processes = config.prepare.processes or _choose_processes([job.part.bytes for job in jobs])
     if min(processes, len(jobs)) > 1:
-        encode_in_processes(jobs, processes, config.model, config.data, listener)
+        encode_in_processes(jobs, processes, tokenizer, config.data, listener)
         return
     # One process: here, where the tokenizer may use the other cores unless the user said one.
-    encoder = Encoder(load_tokenizer(config.model), control_tokens=config.data.control_tokens)
+    encoder = Encoder(tokenizer, control_tokens=config.data.control_tokens)
     for job in jobs:
         encode_part(job, encoder, listener)
 

@@ -2,13 +2,15 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from training.config.schema import ModelConfig
+from transformers import PreTrainedTokenizerBase
+
 from training.config.sources import DataConfig
 from training.data.corpus.segments import Job, Listener
 from training.errors import ClusterError
@@ -26,9 +28,13 @@ class _Worker:
 
 
 def encode_in_processes(
-    jobs: Sequence[Job], processes: int, model: ModelConfig, data: DataConfig, listener: Listener
+    jobs: Sequence[Job],
+    processes: int,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    listener: Listener,
 ) -> None:
-    """Encode all jobs, in any order, in ``processes`` processes that each load the tokenizer once.
+    """Encode all jobs, in any order, in ``processes`` processes that each get a copy of the tokenizer.
 
     Raises:
         ClusterError: A process died; what it had committed is kept.
@@ -36,8 +42,12 @@ def encode_in_processes(
         RuntimeError: What a process met and nobody foresaw, with its traceback.
     """
     waiting = list(reversed(jobs))
-    workers = [_start(model, data) for _ in range(min(processes, len(jobs)))]
+    # As bytes: one that was read from a folder takes a process 2 s more, most of them imports.
+    copy = pickle.dumps(tokenizer)
+    workers = [_start(data) for _ in range(min(processes, len(jobs)))]
     try:
+        for worker in workers:
+            _send(worker, copy)
         for worker in workers:
             _hand_out(worker, waiting)
         while any(worker.job is not None for worker in workers):
@@ -49,11 +59,11 @@ def encode_in_processes(
         _end(workers)
 
 
-def _start(model: ModelConfig, data: DataConfig) -> _Worker:
+def _start(data: DataConfig) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     # A daemon: it is ended even where this process leaves by an exception that nobody catches.
-    process = context.Process(target=serve, args=(theirs, os.getpid(), model, data), daemon=True)
+    process = context.Process(target=serve, args=(theirs, os.getpid(), data), daemon=True)
     process.start()
     # Its end must be open in the worker alone: then reading ends the moment the worker does.
     theirs.close()
@@ -66,8 +76,12 @@ def _hand_out(worker: _Worker, waiting: list[Job]) -> None:
         worker.is_ended = True
         worker.connection.close()
         return
+    _send(worker, pickle.dumps(worker.job))
+
+
+def _send(worker: _Worker, pickled: bytes) -> None:
     try:
-        worker.connection.send(worker.job)
+        worker.connection.send_bytes(pickled)
     except (BrokenPipeError, ConnectionResetError):
         raise _find_cause(worker) from None
 

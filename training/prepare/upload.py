@@ -31,9 +31,7 @@ def upload_corpus(root: Path, manifest: Manifest, url: str, say: Callable[[int, 
         DataError: A file of the corpus is damaged.
         StorageError: The URL cannot be written.
     """
-    records = {
-        record.file: record for split in manifest.splits.values() for record in (split.lengths, *split.shards)
-    }
+    records = {record.file: record for record in manifest.files()}
     total, done, copied = sum(record.bytes for record in records.values()), 0, 0
     try:
         system, folder = fsspec.core.url_to_fs(url)

@@ -6,7 +6,6 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
-from training.config.schema import ModelConfig
 from training.config.sources import DataConfig
 from training.errors import MetierError
 from training.processes import end_with_parent
@@ -20,13 +19,12 @@ Report = (
 """What a worker says: how much it just encoded, that it waits for a part, or why it ends."""
 
 
-def serve(connection: Connection, parent: int, model: ModelConfig, data: DataConfig) -> None:
+def serve(connection: Connection, parent: int, data: DataConfig) -> None:
     """Encode the jobs that come over ``connection`` until it is closed.
 
     Args:
-        connection: Jobs come in, reports go out.
+        connection: The tokenizer comes in, then jobs; reports go out.
         parent: The parent's process id: this process ends with it.
-        model: Which tokenizer is loaded, once.
         data: How control tokens are treated.
     """
     end_with_parent(parent)
@@ -34,7 +32,7 @@ def serve(connection: Connection, parent: int, model: ModelConfig, data: DataCon
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     use_one_core()
     try:
-        _encode_jobs(connection, model, data)
+        _encode_jobs(connection, data)
     except MetierError as error:
         connection.send(("refused", error))
     except (EOFError, BrokenPipeError):
@@ -48,13 +46,12 @@ def use_one_core() -> None:
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 
 
-def _encode_jobs(connection: Connection, model: ModelConfig, data: DataConfig) -> None:
+def _encode_jobs(connection: Connection, data: DataConfig) -> None:
     # Imported here: the packages take seconds, and read the environment that was set above.
     from training.data.corpus.segments import encode_part  # noqa: PLC0415
     from training.data.encoding.encode import Encoder  # noqa: PLC0415
-    from training.model.tokenizer import load_tokenizer  # noqa: PLC0415
 
-    encoder = Encoder(load_tokenizer(model), control_tokens=data.control_tokens)
+    encoder = Encoder(connection.recv(), control_tokens=data.control_tokens)
     listener = _Teller(connection)
     while True:
         encode_part(connection.recv(), encoder, listener)

@@ -18,7 +18,6 @@ from training.config.sources import DataConfig
 from training.data.corpus.assemble import TokenizerFacts, assemble_manifest
 from training.data.corpus.manifest import (
     FORMAT,
-    FileRecord,
     Manifest,
     describe_settings,
     read_manifest,
@@ -37,8 +36,9 @@ from training.data.corpus.segments import Job, Listener
 from training.data.documents import Provenance
 from training.data.read import trace_source
 from training.errors import DataError
-from training.files import hold_lock, write_json
+from training.files import hold_lock, is_url, write_json
 from training.layout import CorpusLayout
+from training.model.tokenizer import chat_template_fingerprint
 
 LARGEST_SHORT_ID = 0xFFFF
 
@@ -117,12 +117,10 @@ def prepare_share(
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> TokenizerFacts:
     """Say what the corpus remembers of its tokenizer."""
-    template = tokenizer.chat_template
-    text = template if isinstance(template, str) or template is None else json.dumps(template, sort_keys=True)
     largest = max(tokenizer.get_vocab().values())
     return TokenizerFacts(
         fingerprint=fingerprint,
-        chat_template=None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        chat_template=chat_template_fingerprint(tokenizer),
         padding_id=find_padding(tokenizer),
         token_bytes=2 if largest <= LARGEST_SHORT_ID else 4,
     )
@@ -135,7 +133,7 @@ def find_padding(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _check_folder(data: DataConfig) -> CorpusLayout:
-    if "://" in data.path:
+    if is_url(data.path):
         raise DataError(
             f"data.path={data.path} is a URL; prepare into a folder, and name the URL as data.upload_to"
         )
@@ -234,17 +232,13 @@ def _find_whole(layout: CorpusLayout, recipe: str) -> Manifest | None:
         return None
     if made != {"recipe": recipe, "fingerprint": manifest.fingerprint}:
         return None
-    return manifest if all(is_whole(layout.root, record) for record in _list_files(manifest)) else None
-
-
-def _list_files(manifest: Manifest) -> list[FileRecord]:
-    return [record for split in manifest.splits.values() for record in (split.lengths, *split.shards)]
+    return manifest if all(is_whole(layout.root, record) for record in manifest.files()) else None
 
 
 def _remove_leftovers(layout: CorpusLayout, manifest: Manifest, parts: Sequence[Part]) -> None:
     # Packing plans are made of the index, and again where they are missing.
     shutil.rmtree(layout.plans, ignore_errors=True)
-    named = {Path(record.file).name for record in _list_files(manifest)}
+    named = {Path(record.file).name for record in manifest.files()}
     records = {f"{part.key}.json" for part in parts} | {_lock_path(layout).name, _recipe_path(layout).name}
     for folder, kept in ((layout.shards, named), (layout.index, named), (layout.parts, records)):
         for path in folder.iterdir():

@@ -130,6 +130,10 @@ class Manifest(Section):
 
     splits: dict[Split, SplitRecord]
 
+    def files(self) -> list[FileRecord]:
+        """List every file of the corpus but the manifest itself."""
+        return [record for split in self.splits.values() for record in (split.lengths, *split.shards)]
+
 
 def write_manifest(layout: CorpusLayout, manifest: Manifest) -> None:
     """Write the manifest, complete or not at all."""

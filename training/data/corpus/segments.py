@@ -34,8 +34,6 @@ SHARD_DOCUMENTS = 1 << 17
 """A shard is closed at this number too: short documents weigh more than their tokens."""
 
 _DROPPED = "dropped"
-_STRIPPED = "control tokens"
-"""Not a finding: the document lost control tokens before it was searched."""
 _NO_TEXT = Text("")
 
 
@@ -228,35 +226,40 @@ def _commit(job: Job, record: PartRecord, segment: _Segment, piece: int, items: 
 def _encode_items(items: Iterable[Document | Skipped], job: Job, encoder: BatchEncoder) -> Iterator[_Item]:
     for batch in _cut_batches(items):
         cleaned = [_clean(item, job.encoding.personal_data, encoder) for item in batch]
-        documents = [document for document, _ in cleaned if document is not None]
+        documents = [clean.document for clean in cleaned if clean.document is not None]
         encoded = iter(encoder.encode_batch(documents))
-        for item, (document, found) in zip(batch, cleaned, strict=True):
+        for item, clean in zip(batch, cleaned, strict=True):
             if isinstance(item, Skipped):
                 yield _Item(skipped=item.reason)
-            elif document is None:
-                yield _Item(found=found, size=_count_characters(item))
+            elif clean.document is None:
+                yield _Item(found=clean.found, size=_count_characters(item))
             else:
                 one = next(encoded)
-                if _STRIPPED in found:
-                    del found[_STRIPPED]
+                if clean.had_control_tokens:
                     one = replace(one, control_tokens=True)
-                yield _Item(encoded=(document, one), found=found, size=_count_characters(item))
+                yield _Item(encoded=(clean.document, one), found=clean.found, size=_count_characters(item))
 
 
-def _clean(
-    item: Document | Skipped, personal: PersonalDataConfig, encoder: BatchEncoder
-) -> tuple[Document | None, Counter[str]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Clean:
+    """What is left of a document when personal data is taken out."""
+
+    document: Document | None = None
+    found: Counter[str] = field(default_factory=Counter)
+    had_control_tokens: bool = False
+    """It lost control tokens before it was searched: one inside of an address hides it."""
+
+
+def _clean(item: Document | Skipped, personal: PersonalDataConfig, encoder: BatchEncoder) -> _Clean:
     if isinstance(item, Skipped):
-        return None, Counter()
+        return _Clean()
     if personal.action == "keep":
-        return item, Counter()
+        return _Clean(document=item)
     stripped = encoder.strip(item)
     cleaned, found = redact_document(stripped, personal.detectors)
     if personal.action == "redact" or not found:
-        if stripped is not item:
-            found[_STRIPPED] = 1
-        return cleaned, found
-    return None, Counter({_DROPPED: 1})
+        return _Clean(document=cleaned, found=found, had_control_tokens=stripped is not item)
+    return _Clean(found=Counter({_DROPPED: 1}))
 
 
 def _cut_batches(items: Iterable[Document | Skipped]) -> Iterator[list[Document | Skipped]]:

@@ -65,11 +65,11 @@ class FileCache:
 
     def holds(self, record: FileRecord) -> bool:
         """Whether the file is here; it may be evicted until it is opened."""
-        return self._path(record).exists()
+        return self.path(record).exists()
 
     def path(self, record: FileRecord) -> Path:
         """Where the file lies, when it is here."""
-        return self._path(record)
+        return self._files / record.checksum
 
     def fetch(self, record: FileRecord, origin: Origin) -> None:
         """Make sure that the file is here, now.
@@ -102,14 +102,11 @@ class FileCache:
     def discard(self, record: FileRecord) -> None:
         """Take out a file that is damaged; who has it open keeps what was opened."""
         with self._storage_errors(), self._locked(_ROOM):
-            self._path(record).unlink(missing_ok=True)
-
-    def _path(self, record: FileRecord) -> Path:
-        return self._files / record.checksum
+            self.path(record).unlink(missing_ok=True)
 
     def _open_present(self, record: FileRecord) -> int | None:
         try:
-            descriptor = os.open(self._path(record), os.O_RDONLY)
+            descriptor = os.open(self.path(record), os.O_RDONLY)
         except FileNotFoundError:
             return None
         # An evictor holds its lock for an instant only. What it evicted meanwhile has no name any more.
@@ -129,7 +126,7 @@ class FileCache:
                 if checksum == record.checksum:
                     os.fsync(descriptor)
                     with self._locked(_ROOM):
-                        partial.rename(self._path(record))
+                        partial.rename(self.path(record))
                     # Our exclusive lock becomes a shared one: whoever waits for the file may open it too.
                     fcntl.flock(descriptor, fcntl.LOCK_SH)
                     os.utime(descriptor)

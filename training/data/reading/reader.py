@@ -27,8 +27,9 @@ from training.data.corpus.manifest import (
 from training.data.reading.access import CachedFiles, Files, FilesInPlace
 from training.data.reading.cache import FileCache, NoRoomError
 from training.data.reading.mapped import Shard, StoredDocument
-from training.data.reading.remote import Origin, is_url
+from training.data.reading.remote import Origin
 from training.errors import ConfigError, DataError, StorageError
+from training.files import is_url
 from training.layout import CorpusLayout
 
 MOST_OPEN_SHARDS = 128

@@ -136,11 +136,6 @@ class Origin:
         raise AssertionError("at least one attempt")
 
 
-def is_url(path: str) -> bool:
-    """Tell a URL from a folder of this machine."""
-    return "://" in path
-
-
 def _write_all(sink: int, piece: bytes, offset: int) -> int:
     view = memoryview(piece)
     done = 0

@@ -22,6 +22,7 @@ import fsspec
 import pyarrow as pa
 
 from training.errors import DataError
+from training.files import is_url
 
 BLOCK_BYTES = 1 << 23
 """Read ahead of remote files: some tens of milliseconds on a fast network, little memory."""
@@ -57,7 +58,7 @@ class StoredFile:
 
 def is_remote(name: str) -> bool:
     """Say whether this is a URL that is not on this machine's disks."""
-    return "://" in name and not name.startswith("file://")
+    return is_url(name) and not name.startswith("file://")
 
 
 def find_files(setting: str, patterns: list[str]) -> list[StoredFile]:
