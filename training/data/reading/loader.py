@@ -8,6 +8,7 @@ import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
@@ -26,8 +27,16 @@ from training.model.inputs import Batch
 BLOCK_TOKENS = 1 << 19
 """Steps are read together up to about this many tokens: each shard is visited once for all of them."""
 
+LUMP_TOKENS = 1 << 16
+"""Small steps are handed over together up to this many tokens (1.5 MB): threads that take turns at every
+step of 4,096 tokens spend half of their time on it."""
+
 CLOSE_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 0.1
+
+
+_Lump = list[list[Batch]]
+"""Steps that are handed over together; of each, its batches."""
 
 
 class BatchStream:
@@ -67,7 +76,9 @@ class BatchStream:
             corpus, order, plan, rank=rank, position=samples_seen, ahead_steps=ahead_steps
         )
         self._pin = torch.cuda.is_available()
-        self._ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=1)
+        self._step_tokens = plan.samples_per_rank * plan.sequence_length
+        self._taken: deque[list[Batch]] = deque()
+        self._ready: queue.Queue[_Lump | BaseException] = queue.Queue(maxsize=1)
         self._closing = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._read, name="loader", daemon=True)
@@ -85,16 +96,11 @@ class BatchStream:
             StorageError: A shard cannot be fetched, or the cache's disk is full.
             StopIteration: The stream was closed.
         """
-        if self._failure is not None:
-            raise self._failure
-        begin = time.monotonic()
-        item = self._wait()
-        self.data_wait_seconds = time.monotonic() - begin
-        if isinstance(item, BaseException):
-            self._failure = item
-            raise item
+        self.data_wait_seconds = 0.0
+        if not self._taken or self._closing.is_set():
+            self._take()
         self.samples_seen += self._plan.global_batch_size
-        return item
+        return self._taken.popleft()
 
     def close(self) -> None:
         """End the thread; safe to call twice, and while another thread waits in ``next``."""
@@ -115,7 +121,18 @@ class BatchStream:
         """Close the stream."""
         self.close()
 
-    def _wait(self) -> list[Batch] | BaseException:
+    def _take(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        begin = time.monotonic()
+        item = self._wait()
+        self.data_wait_seconds = time.monotonic() - begin
+        if isinstance(item, BaseException):
+            self._failure = item
+            raise item
+        self._taken.extend(item)
+
+    def _wait(self) -> _Lump | BaseException:
         while not self._closing.is_set():
             alive = self._thread.is_alive()  # asked first: what it put before its end is found below
             try:
@@ -130,7 +147,7 @@ class BatchStream:
             steps = 1  # the first step is wanted now, the others when it is being trained on
             while not self._closing.is_set():
                 self._read_block(steps)
-                steps = max(1, BLOCK_TOKENS // (self._plan.samples_per_rank * self._plan.sequence_length))
+                steps = max(1, BLOCK_TOKENS // self._step_tokens)
         except BaseException as error:
             self._put(error)
 
@@ -138,13 +155,19 @@ class BatchStream:
         plan = self._plan
         shards, rows = self._upcoming.take(most_steps)
         block = self._reader.read(shards, rows)
+        lump: _Lump = []
         for first in range(0, len(rows), plan.samples_per_rank):
             if self._closing.is_set():
                 return
             passes = range(first, first + plan.samples_per_rank, plan.micro_batch_size)
-            self._put([cut_batch(block, start, plan.micro_batch_size, pin=self._pin) for start in passes])
+            lump.append([cut_batch(block, start, plan.micro_batch_size, pin=self._pin) for start in passes])
+            if len(lump) * self._step_tokens >= LUMP_TOKENS:
+                self._put(lump)
+                lump = []
+        if lump:
+            self._put(lump)
 
-    def _put(self, item: list[Batch] | BaseException) -> None:
+    def _put(self, item: _Lump | BaseException) -> None:
         while not self._closing.is_set():
             try:
                 self._ready.put(item, timeout=POLL_SECONDS)
