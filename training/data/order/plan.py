@@ -100,7 +100,7 @@ class RowPlan:
 
 
 def open_plan(corpus: PackedCorpus, sequence_length: int, long_documents: LongDocuments) -> RowPlan:
-    """Open the corpus's plan; make it first where there is none.
+    """Open the corpus's plan; make it first where there is none, and anew where it is damaged.
 
     Every rank may ask at once: one packs, the others wait for it. Where the file system has no locks, each
     packs for itself and the first to finish counts; the plans are the same.
@@ -110,18 +110,28 @@ def open_plan(corpus: PackedCorpus, sequence_length: int, long_documents: LongDo
         StorageError: The plan cannot be written.
     """
     folder = corpus.plans_folder / _name_plan(corpus.record, sequence_length, long_documents)
-    if not folder.is_dir():
+    plan = _load_plan(folder)
+    if plan is None:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _locked(folder.with_name(f".{folder.name}.lock")):
-                if not folder.is_dir():
+                plan = _load_plan(folder)  # another rank may have been first
+                if plan is None:
                     _make_plan(folder, corpus, sequence_length, long_documents)
+                    plan = _load_plan(folder)
         except OSError as error:
             raise StorageError(
                 f"{folder}: the packing plan cannot be written ({error.strerror or error}); free some space "
                 "or set its permissions"
             ) from error
-    return _load_plan(folder, sequence_length)
+    if plan is None:
+        raise StorageError(f"{folder}: the packing plan was just written and is damaged; look at the disk")
+    if not plan.counts.rows:
+        raise DataError(
+            f"all {plan.counts.documents} documents are longer than batch.sequence_length={sequence_length} "
+            "and dropped; raise it or set data.long_documents=split"
+        )
+    return plan
 
 
 def _name_plan(record: SplitRecord, sequence_length: int, long_documents: LongDocuments) -> str:
@@ -149,6 +159,7 @@ def _make_plan(
         _write_plan(staged, corpus, sequence_length, long_documents)
         for file in staged.iterdir():
             sync_file(file)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         try:
             staged.rename(folder)
         except OSError:
@@ -188,6 +199,7 @@ def _write_plan(
             first += shard.documents
     np.save(staged / SHARD_ROWS, shard_rows)
     facts = {
+        "sequence_length": sequence_length,
         "by_source": {source: asdict(one) for source, one in counts.items()},
         "checksums": {name: file_checksum(staged / name) for name in ARRAYS},
     }
@@ -198,10 +210,12 @@ def _namer(corpus: PackedCorpus, first: int) -> Callable[[int], str]:
     return lambda index: corpus.document(first + index).id
 
 
-def _load_plan(folder: Path, sequence_length: int) -> RowPlan:
+def _load_plan(folder: Path) -> RowPlan | None:
+    """Read a plan; None where there is none, or a damaged one."""
     try:
         facts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
         by_source = {source: PackingCounts(**counts) for source, counts in facts["by_source"].items()}
+        sequence_length = int(facts["sequence_length"])
         shard_rows = np.load(folder / SHARD_ROWS, allow_pickle=False)
         # As plain arrays: slices of np.memmap are some ten times slower.
         row_bounds, begins, ends = (
@@ -213,16 +227,10 @@ def _load_plan(folder: Path, sequence_length: int) -> RowPlan:
     except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError):
         whole = False
     if not whole:
-        raise DataError(f"{folder}: the packing plan is damaged; remove this folder, it is made anew")
-    counts = add_counts(by_source.values(), sequence_length)
-    if not counts.rows:
-        raise DataError(
-            f"all {counts.documents} documents are longer than batch.sequence_length={sequence_length} and "
-            "dropped; raise it or set data.long_documents=split"
-        )
+        return None
     return RowPlan(
         shard_rows=shard_rows,
-        counts=counts,
+        counts=add_counts(by_source.values(), sequence_length),
         by_source=by_source,
         first_rows=(np.cumsum(shard_rows) - shard_rows).tolist(),
         row_bounds=row_bounds,
