@@ -11,12 +11,12 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
+from training.checkpoint.weights import write_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.compose import compose_run
 from launcher.tree import ConfigTree
 from training.checkpoint.manifest import Manifest, record_file
-from training.checkpoint.weights import write_weights
 from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
 from training.data.corpus.manifest import SourceRecord
