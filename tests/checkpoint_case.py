@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.config.schema import RunConfig
 from training.layout import RunLayout
@@ -113,3 +113,40 @@ def same_state(one: dict[str, dict[str, Tensor]], other: dict[str, dict[str, Ten
         for key in one[name]
         if key not in other[name] or not torch.equal(one[name][key], other[name][key])
     ]
+
+
+def write_weights(layout: RunLayout, model: nn.Module, step: int) -> None:
+    """Write a checkpoint of a model that no engine has trained: its trained weights and nothing else."""
+    from training.checkpoint.manifest import MANIFEST, Manifest
+    from training.checkpoint.share import plan_share, write_durably, write_share
+    from training.fragments.fragment import Fragment
+    from training.fragments.index import INDEX, build_index, dump_index
+
+    folder = layout.checkpoint(step)
+    folder.mkdir(parents=True)
+    share = plan_share(
+        Fragment(
+            name=name,
+            shape=tuple(parameter.shape),
+            start=0,
+            tensors={"weight": parameter.detach().flatten()},
+            scalars={},
+        )
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    )
+    files = [write_share(folder / "rank_00000.bin", share)]
+    index = build_index(["rank_00000.bin"], [share.pieces])
+    files.append(write_durably(folder / INDEX, [memoryview(dump_index(index))]))
+    manifest = Manifest(
+        step=step,
+        samples_seen=step * 2,
+        world_size=1,
+        zero_stage=0,
+        incarnation=1,
+        corpus="c0ffee",
+        score=None,
+        files=files,
+        versions={},
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json())

@@ -140,7 +140,7 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(
     wait_for_step(run, 7, process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
-    newest = sorted((run / "checkpoints").glob("step_*"))[-1] / "rank_00001.pt"
+    newest = sorted((run / "checkpoints").glob("step_*"))[-1] / "rank_00001.bin"
     data = bytearray(newest.read_bytes())
     data[100] ^= 1
     newest.write_bytes(data)

@@ -22,17 +22,19 @@ from tests.ranks.test_engine import open_engine, open_place
 from tests.ranks.training_case import make_batch, make_config, make_samples, rate_at, source_of
 
 STEPS_PER_WORLD = 2
+# Imported once, by the process that the ranks of all worlds are forked from.
+PRELOAD = ["deepspeed", "tests.ranks.test_recut", "training.checkpoint.store"]
 # (ZeRO stage, optimizer offload): every world takes the checkpoint up in each, and trains on in the first.
 CELLS = {
-    1: [(0, "none"), (2, "none")],
-    2: [(1, "none"), (0, "none"), (2, "none"), (3, "none"), (2, "cpu"), (3, "cpu")],
-    4: [(2, "cpu"), (3, "none"), (0, "none"), (1, "none")],
-    3: [(3, "none"), (2, "none"), (2, "cpu"), (0, "none")],
+    1: [(0, "none")],
+    2: [(1, "none"), (2, "none"), (3, "none"), (2, "cpu")],
+    4: [(2, "cpu"), (3, "none")],
+    3: [(3, "none"), (0, "none")],
 }
 LINES = {
     "full fp32": ("fp32", False, [1, 2, 4, 3]),
-    "full bf16": ("bf16", False, [1, 2, 3]),
-    "lora fp32": ("fp32", True, [1, 2, 3]),
+    "full bf16": ("bf16", False, [1, 2]),
+    "lora fp32": ("fp32", True, [1, 2]),
 }
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
 
@@ -134,7 +136,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str,
         (root / name.replace(" ", "_")).mkdir()
     told = {}
     for world_size in worlds:
-        told[world_size] = on_ranks(world_size, walk_lines, root, world_size)
+        told[world_size] = on_ranks(world_size, walk_lines, root, world_size, preload=PRELOAD)
     return told
 
 
