@@ -34,9 +34,8 @@ def run_checkpoints(words: Sequence[str]) -> int:
     wanted = {"verify": {"step"}, "convert": {"step", "to"}}.get(action, set())
     for key in settings:
         if key not in wanted:
-            raise ConfigError(
-                f"{key} is no setting of {action}; it has {', '.join(sorted(wanted)) or 'none'}"
-            )
+            known = ", ".join(sorted(wanted)) or "none"
+            raise ConfigError(f"{key} is no setting of {action}; it has {known}")
     step = settings.get("step", "")
     if step and not step.isdecimal():
         raise ConfigError(f"step={step}: wanted a number of steps")

@@ -10,33 +10,42 @@ from training.checkpoint.commit import Lineage
 from training.checkpoint.fence import claim_incarnation
 from training.checkpoint.retention import Retention
 from training.checkpoint.store import CheckpointStore
+from training.collectives import from_lead
 from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
 from training.layout import RunLayout
 from training.ranks import Ranks
 
+ELEMENTS = 50_000
+ALONE = Ranks(rank=0, local_rank=0, world_size=1)
+
 
 class FakeEngine:
-    """An engine whose whole state is one tensor and its moment."""
+    """An engine whose whole state is one tensor and its moment; each rank answers for a stretch of them."""
 
-    def __init__(self, value: float = 0.0) -> None:
-        self.value = torch.full((50_000,), value)
-        self.moment = torch.full((50_000,), -value)
+    def __init__(self, value: float = 0.0, ranks: Ranks = ALONE) -> None:
+        self.value = torch.full((ELEMENTS,), value)
+        self.moment = torch.full((ELEMENTS,), -value)
+        self._first = ELEMENTS * ranks.rank // ranks.world_size
+        self._last = ELEMENTS * (ranks.rank + 1) // ranks.world_size
 
     def fragments(self) -> Iterator[Fragment]:
         yield Fragment(
             name="value",
             shape=(500, 100),
-            start=0,
-            tensors={"weight": self.value, "exp_avg": self.moment},
+            start=self._first,
+            tensors={
+                "weight": self.value[self._first : self._last],
+                "exp_avg": self.moment[self._first : self._last],
+            },
             scalars={"step": 1.0},
         )
 
     def load(self, reader: FragmentReader) -> None:
-        for key in ("weight", "exp_avg"):
-            for begin, data in reader.read("value", key, 0, 50_000):
+        for key, tensor in (("weight", self.value), ("exp_avg", self.moment)):
+            for begin, data in reader.read("value", key, 0, ELEMENTS):
                 found = torch.frombuffer(data, dtype=torch.float32)
-                (self.value if key == "weight" else self.moment)[begin : begin + len(found)] = found
+                tensor[begin : begin + len(found)] = found
 
 
 def open_fake_store(
@@ -46,13 +55,14 @@ def open_fake_store(
     corpus: str = "c0ffee",
     keep: Retention | None = None,
     events: Events | None = None,
+    ranks: Ranks = ALONE,
 ) -> CheckpointStore:
     layout = RunLayout(root)
     lineage = Lineage(
         layout=layout,
-        ranks=Ranks(rank=0, local_rank=0, world_size=1),
+        ranks=ranks,
         zero_stage=2,
-        incarnation=claim_incarnation(layout.incarnations),
+        incarnation=from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0),
         corpus=corpus,
         keep=keep or Retention(newest=2, every_steps=None),
         versions={},

@@ -145,7 +145,9 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(
     data[100] ^= 1
     newest.write_bytes(data)
 
-    succeed(folder, *COMMAND)
+    told = succeed(folder, *COMMAND)
 
     assert {step: line["loss"] for step, line in journal(run).items()} == uninterrupted
     assert "checkpoint_rejected" in kinds(run)
+    assert "rank_00001.bin has changed since it was written" in told
+    assert "set aside as damaged_step_" in told

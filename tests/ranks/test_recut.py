@@ -166,4 +166,4 @@ def test_the_losses_are_those_of_the_run_that_was_never_cut_anew(
 def test_the_new_cut_is_said(walked: dict[int, list[dict[str, Any]]]) -> None:
     notes = walked[2][0]["full fp32"]["notes"]
     assert len(notes) == len(CELLS[2])
-    assert "saved by 1 processes at ZeRO stage 0 and is taken up by 2 at stage 0: same samples" in notes[0]
+    assert "saved by 1 processes at ZeRO stage 0 and is taken up by 2 at stage 2: same samples" in notes[0]

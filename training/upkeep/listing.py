@@ -15,27 +15,23 @@ _HEAD = ("step", "samples", "loss", "score", "ranks", "stage", "size", "state")
 
 
 def show_checkpoints(layout: RunLayout) -> bool:
-    """Print one line per checkpoint, also of those set aside and those never finished; say whether all are whole.
+    """Print one line per checkpoint, also of those set aside and those never finished.
 
-    Reads manifests and sizes; the bytes themselves are read by ``verify``.
+    Reads manifests and sizes; the bytes themselves are read by ``verify``. False when one is damaged.
     """
     losses = {line["step"]: line.get("loss") for line in read_journal(layout.metrics)}
     best = _find_best(layout)
-    rows = [_HEAD]
-    for folder in list_checkpoints(layout.checkpoints):
-        rows.append(_describe(folder, losses.get(read_step(folder)), best))
-    rows += [
-        ("-", "-", "-", "-", "-", "-", "-", f"set aside: {each.name}")
-        for each in list_damaged(layout.checkpoints)
-    ]
-    rows += [
-        ("-", "-", "-", "-", "-", "-", "-", f"not finished: {each.name}")
-        for each in sorted(layout.checkpoints.glob(f"{STAGING}*"))
-    ]
-    _print_table(rows)
-    if len(rows) == 1:
+    folders = list_checkpoints(layout.checkpoints)
+    rows = [_describe(folder, losses.get(read_step(folder)), best) for folder in folders]
+    is_whole = not any(row[-1].startswith("damaged") for row in rows)
+    rows += [_unknown(f"set aside: {folder.name}") for folder in list_damaged(layout.checkpoints)]
+    unfinished = sorted(layout.checkpoints.glob(f"{STAGING}*"))
+    rows += [_unknown(f"not finished: {folder.name}") for folder in unfinished]
+    if rows:
+        _print_table([_HEAD, *rows])
+    else:
         sys.stdout.write(f"{layout.root} has no checkpoint yet\n")
-    return all(row[-1] in {"state", "complete", "complete, best"} for row in rows)
+    return is_whole
 
 
 def verify_all(layout: RunLayout, step: int | None) -> bool:
@@ -58,23 +54,20 @@ def verify_all(layout: RunLayout, step: int | None) -> bool:
 
 
 def prune_run(layout: RunLayout) -> bool:
-    """Drop what the run's settings do not keep, of those that verify; damaged ones are left for inspection.
+    """Drop what the run's settings do not keep.
 
-    The newest that verifies always stays, so that a damaged one beside it costs nothing more.
+    Raises:
+        CheckpointError: One is damaged: to count it among the newest could cost the last good one.
     """
     find_checkpoint(layout, None)
     for folder in list_checkpoints(layout.checkpoints):
         try:
             verify_checkpoint(folder)
         except CheckpointError as error:
-            raise CheckpointError(
-                f"{error}; nothing was dropped. Remove {folder.name}, or start the run once"
-            ) from None
+            raise CheckpointError(f"{error}; nothing was dropped; remove {folder.name} first") from None
     loop = read_frozen(layout.config).loop
-    dropped = prune(
-        layout.checkpoints, Retention(newest=loop.keep_checkpoints, every_steps=loop.keep_every_steps)
-    )
-    steps = ", ".join(map(str, dropped)) or "none"
+    keep = Retention(newest=loop.keep_checkpoints, every_steps=loop.keep_every_steps)
+    steps = ", ".join(map(str, prune(layout.checkpoints, keep))) or "none"
     sys.stdout.write(f"dropped: {steps}\n")
     return True
 
@@ -92,6 +85,10 @@ def _find_best(layout: RunLayout) -> int | None:
     newest = max(scores)
     kept = set(scores) - set(choose_surplus(scores, Retention(newest=1, every_steps=None)))
     return next(iter(kept - {newest}), newest)
+
+
+def _unknown(state: str) -> tuple[str, ...]:
+    return (*["-"] * (len(_HEAD) - 1), state)
 
 
 def _describe(folder: Path, loss: float | None, best: int | None) -> tuple[str, ...]:
