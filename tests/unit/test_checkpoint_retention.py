@@ -1,5 +1,6 @@
 """Which checkpoints stay."""
 
+import math
 from pathlib import Path
 
 from hypothesis import given
@@ -21,7 +22,7 @@ def test_the_newest_the_best_and_every_so_many_th_stay_and_all_else_goes(
     scores: dict[int, float | None], newest: int, every: int | None
 ) -> None:
     surplus = set(choose_surplus(scores, Retention(newest=newest, every_steps=every)))
-    measured = {step: score for step, score in scores.items() if score is not None and score == score}
+    measured = {step: score for step, score in scores.items() if score is not None and not math.isnan(score)}
     best = {max(step for step in measured if measured[step] == min(measured.values()))} if measured else set()
     multiples = {step for step in scores if every is not None and step % every == 0}
     assert surplus == set(scores) - set(sorted(scores)[-newest:]) - best - multiples

@@ -7,6 +7,7 @@ memory, whatever the model's size, and no torch is needed.
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from training.files import write_atomically
@@ -34,11 +35,11 @@ def convert(folder: Path, target: Path) -> Iterator[tuple[Path, int]]:
         keys = dict.fromkeys(key for entry in reader.index.parameters.values() for key in entry.keys)
         for key in keys:
             path = target / f"{key}.safetensors"
-            write_atomically(path, lambda partial, key=key: _write(partial, reader, key))
+            write_atomically(path, partial(_write, reader, key))
             yield path, path.stat().st_size
 
 
-def _write(path: Path, reader: FragmentReader, key: str) -> None:
+def _write(reader: FragmentReader, key: str, path: Path) -> None:
     header = _header(reader.index, key)
     with path.open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
