@@ -7,7 +7,7 @@ from pathlib import Path
 from training.config.names import nearest
 from training.errors import ConfigError
 
-VERBS = ("prepare", "audit", "train", "evaluate", "export")
+VERBS = ("prepare", "audit", "train", "evaluate", "export", "checkpoints")
 _FLAGS = ("--help", "--version", "--multirun", "--cfg", "--config-dir")
 
 

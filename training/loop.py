@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from training.config.schema import LoopConfig
 from training.engine.step import SourceLoss, StepResult
-from training.errors import NumericError, StorageError
+from training.errors import NumericError
 from training.metrics.record import StepRecord
 from training.progress import Progress
 
@@ -47,8 +47,11 @@ class BatchStream(Protocol[Batch_co]):
 class Checkpoints(Protocol):
     """Keeps the run's progress on disk."""
 
-    def save(self, progress: Progress) -> None:
-        """Write engine and progress together; return once a crash could not lose them."""
+    def save(self, progress: Progress, *, final: bool) -> None:
+        """Begin to write engine and progress; a final save returns once a crash could not lose them."""
+
+    def settle(self) -> None:
+        """Tell what became of the save on its way, if that is known by now. Collective."""
 
 
 class Metrics(Protocol):
@@ -122,9 +125,10 @@ def train(parts: Parts[Batch], config: LoopConfig, progress: Progress) -> tuple[
         )
         stopping = parts.stop.is_set()
         ending = stopping or progress.step == config.max_steps
+        parts.checkpoints.settle()
         stall = 0.0
         if ending or progress.step % config.checkpoint_every_steps == 0:
-            stall = _save(parts, progress, must_succeed=ending)
+            stall = _save(parts, progress, final=ending)
         if stopping and progress.step < config.max_steps:
             parts.metrics.event("preempted", step=progress.step)
             return StopReason.STOPPED, progress
@@ -144,13 +148,8 @@ def _check_finite(result: StepResult, step: int) -> None:
         )
 
 
-def _save(parts: Parts[Batch], progress: Progress, *, must_succeed: bool) -> float:
-    """Save, and give the seconds that it took; a failure before the end is told and training goes on."""
+def _save(parts: Parts[Batch], progress: Progress, *, final: bool) -> float:
+    """Save, and give the seconds for which the training stood still."""
     started = time.perf_counter()
-    try:
-        parts.checkpoints.save(progress)
-    except StorageError as error:
-        if must_succeed:
-            raise
-        parts.metrics.event("save_failed", step=progress.step, reason=str(error))
+    parts.checkpoints.save(progress, final=final)
     return time.perf_counter() - started

@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.compose import compose_run
 from launcher.tree import ConfigTree
-from training.checkpoint.manifest import Manifest, record_file
-from training.checkpoint.weights import write_weights
+from tests.checkpoint_case import write_weights
 from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
 from training.data.corpus.manifest import SourceRecord
@@ -61,28 +60,8 @@ def make_run(tmp_path: Path, overrides: list[str]) -> tuple[RunLayout, RunConfig
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-    write_checkpoint(layout, model, step=8)
+    write_weights(layout, model, step=8)
     return layout, config, model
-
-
-def write_checkpoint(layout: RunLayout, model: nn.Module, step: int) -> None:
-    folder = layout.checkpoint(step)
-    if isinstance(model, PeftModel):
-        tensors: Any = ((name, tensor) for name, tensor in model.state_dict().items() if "lora_" in name)
-    else:
-        tensors = ((name, parameter.detach()) for name, parameter in model.named_parameters())
-    files = write_weights(folder / "weights", model, tensors)
-    manifest = Manifest(
-        step=step,
-        samples_seen=step * 2,
-        world_size=1,
-        zero_stage=0,
-        incarnation=1,
-        corpus="c0ffee",
-        files=[record_file(folder, path) for path in files],
-        versions={},
-    )
-    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
 
 
 def read_again(layout: RunLayout, config: RunConfig, form: str) -> nn.Module:
@@ -204,13 +183,13 @@ def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(tmp_path: 
     first = (layout.model / "model.safetensors").read_bytes()
     with torch.no_grad():
         next(model.parameters()).mul_(2)
-    write_checkpoint(layout, model, step=9)
+    write_weights(layout, model, step=9)
     export(layout)
     second = (layout.model / "model.safetensors").read_bytes()
     assert first != second
     with torch.no_grad():
         next(model.parameters())[0, 0] = float("nan")
-    write_checkpoint(layout, model, step=10)
+    write_weights(layout, model, step=10)
     command = [sys.executable, "-m", "training.export", str(layout.root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2, done.stderr

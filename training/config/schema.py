@@ -109,7 +109,10 @@ class LoopConfig(Section):
     max_steps: PositiveInt = Field(description="optimizer steps of the whole run")
     log_every_steps: PositiveInt = Field(description="steps between lines on the screen; the journal has all")
     checkpoint_every_steps: PositiveInt = Field(description="steps between checkpoints; the last is saved")
-    keep_checkpoints: PositiveInt = Field(description="newest checkpoints kept")
+    keep_checkpoints: PositiveInt = Field(description="newest checkpoints kept; the best one stays as well")
+    keep_every_steps: PositiveInt | None = Field(
+        description="checkpoints at multiples of this stay for good; null: none"
+    )
 
 
 class ClusterConfig(Section):

@@ -1,14 +1,12 @@
 """One optimizer step on DeepSpeed, its loss and gradient independent of how the batch is cut."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import deepspeed
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from training.batch import BatchPlan
@@ -16,7 +14,10 @@ from training.collectives import sum_over_ranks
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
 from training.engine.seeds import derive_seed
+from training.engine.shards import Shards
 from training.engine.step import SourceLoss, StepResult
+from training.fragments.fragment import Fragment
+from training.fragments.reader import FragmentReader
 from training.model.inputs import Batch, count_targets_by_source
 from training.model.packed import PackedLanguageModel
 from training.optimizer import build_optimizer
@@ -52,7 +53,6 @@ class DeepSpeedEngine:
         """
         self._place = place
         self._seed = config.seed
-        self._zero_stage = config.strategy.zero_stage
         self._sources = sources
         self.model = model
 
@@ -64,6 +64,7 @@ class DeepSpeedEngine:
             config=build_deepspeed_config(config, place.plan),
             dist_init_required=False,
         )
+        self._shards = Shards(model, self._engine.optimizer, place.ranks, config.strategy.zero_stage)
 
     def train_step(
         self, micro_batches: Sequence[Batch], *, learning_rate: float, samples_seen: int
@@ -109,43 +110,17 @@ class DeepSpeedEngine:
         *targets, tokens = map(int, sum_over_ranks(mine, self._place.device))
         return targets, tokens
 
-    def state(self) -> dict[str, Any]:
-        """Give this rank's share of the optimizer state, fp32 master weights included."""
-        state: dict[str, Any] = {"optimizer": self._engine.optimizer.state_dict()}
-        if self._zero_stage == 0:
-            state["weights"] = {name: tensor.detach() for name, tensor in self._trained_parameters()}
-        return state
+    def fragments(self) -> Iterator[Fragment]:
+        """Yield what this rank has to save, as views of the live tensors."""
+        return self._shards.fragments()
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what ``state`` gave on this rank, at the same world size and ZeRO stage."""
-        optimizer = self._engine.optimizer
-        if self._zero_stage == 0:
-            with torch.no_grad():
-                for name, parameter in self._trained_parameters():
-                    parameter.copy_(state["weights"][name])
-            optimizer.load_state_dict(state["optimizer"])
-            return
-        # DeepSpeed indexes the states of all ranks by its own rank and reads no other.
-        states: list[Any] = [None] * self._place.ranks.world_size
-        states[self._place.ranks.rank] = state["optimizer"]
-        optimizer.load_state_dict(states, load_optimizer_states=True, load_from_fp32_weights=True)
-        if self._zero_stage in {1, 2}:
-            # The model's own weights follow the restored master weights only when told to.
-            optimizer.update_lp_params()
+    def load(self, reader: FragmentReader) -> None:
+        """Take up the state of a checkpoint, however it was cut.
 
-    def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the whole of each trained parameter, on the CPU, one at a time.
-
-        Collective: every rank must walk it to the end. Names are those of the transformers (or peft)
-        model; the tensor is empty on ranks other than the lead under ZeRO-3.
+        Raises:
+            CheckpointError: It is of another model, or its optimizer state cannot be cut anew.
         """
-        for name, parameter in self._trained_parameters():
-            sharded = hasattr(parameter, "ds_id")
-            gathered = deepspeed.zero.GatheredParameters([parameter]) if sharded else nullcontext()
-            with gathered:
-                whole = not sharded or self._place.ranks.is_lead
-                tensor = parameter.detach().to("cpu", copy=True) if whole else torch.empty(0)
-            yield name, tensor
+        self._shards.load(reader)
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""

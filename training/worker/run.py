@@ -10,8 +10,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from training.audit.gate import check_audit
+from training.checkpoint.commit import Lineage
 from training.checkpoint.fence import claim_incarnation
-from training.checkpoint.store import CheckpointStore, Lineage
+from training.checkpoint.retention import Retention
+from training.checkpoint.store import CheckpointStore
 from training.collectives import from_lead, leave
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
@@ -142,7 +144,7 @@ def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: in
         zero_stage=config.strategy.zero_stage,
         incarnation=incarnation,
         corpus=corpus.manifest.fingerprint,
-        keep=config.loop.keep_checkpoints,
+        keep=Retention(newest=config.loop.keep_checkpoints, every_steps=config.loop.keep_every_steps),
         versions={name: version(name) for name in _PACKAGES},
     )
 
