@@ -5,6 +5,7 @@ from typing import Any
 from training.batch import BatchPlan
 from training.config.schema import RunConfig
 from training.errors import ConfigError
+from training.rules.strategies import effective_stage
 
 _OWNED = {
     "train_batch_size": "batch.global_batch_size",
@@ -35,16 +36,15 @@ def build_deepspeed_config(config: RunConfig, plan: BatchPlan) -> dict[str, Any]
         "gradient_clipping": config.optimizer.max_grad_norm,
         "bf16": {"enabled": config.precision == "bf16"},
         "zero_optimization": _zero(config),
-        # The optimizer is torch's AdamW: DeepSpeed's own are compiled at first use, which takes a minute.
+        # The optimizer is built by us: DeepSpeed would compile its own at first use, which takes a minute.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         # The loop reports; DeepSpeed stays silent.
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
-    if config.precision == "bf16" and strategy.zero_stage > 0:
+    if config.precision == "bf16":
         # Micro-batches are summed in fp32, or the loss would depend on how the batch is cut (law 1).
-        # Stage 0 refuses it ("unsupported mix") and sums in bf16.
         built["data_types"] = {"grad_accum_dtype": "fp32"}
     for key, value in strategy.deepspeed_extra.items():
         if key in _OWNED:
@@ -55,8 +55,9 @@ def build_deepspeed_config(config: RunConfig, plan: BatchPlan) -> dict[str, Any]
 
 def _zero(config: RunConfig) -> dict[str, Any]:
     strategy = config.strategy
-    zero: dict[str, Any] = {"stage": strategy.zero_stage}
-    if strategy.zero_stage == 0:
+    stage = effective_stage(strategy.zero_stage, config.precision)
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 0:
         return zero
     zero |= {
         "overlap_comm": strategy.overlap_comm,
@@ -65,16 +66,24 @@ def _zero(config: RunConfig) -> dict[str, Any]:
         "reduce_bucket_size": strategy.reduce_bucket_size,
     }
     if strategy.offload_optimizer != "none":
-        zero["offload_optimizer"] = {"device": strategy.offload_optimizer, "pin_memory": _on_gpu(config)}
-    if strategy.zero_stage == 3:  # noqa: PLR2004
+        zero["offload_optimizer"] = _offload(config, strategy.offload_optimizer)
+    if stage == 3:  # noqa: PLR2004
         zero |= {
             "stage3_prefetch_bucket_size": strategy.prefetch_bucket_size,
             "stage3_param_persistence_threshold": strategy.parameter_persistence_threshold,
             "stage3_gather_16bit_weights_on_model_save": False,
+            "zero_hpz_partition_size": strategy.secondary_ranks,
+            "zero_quantized_weights": strategy.quantized_weights,
+            "zero_quantized_gradients": strategy.quantized_gradients,
         }
         if strategy.offload_parameters != "none":
-            zero["offload_param"] = {"device": strategy.offload_parameters, "pin_memory": _on_gpu(config)}
+            zero["offload_param"] = _offload(config, strategy.offload_parameters)
     return zero
+
+
+def _offload(config: RunConfig, device: str) -> dict[str, Any]:
+    place: dict[str, Any] = {"device": device, "pin_memory": _on_gpu(config)}
+    return place | {"nvme_path": config.strategy.nvme_path} if device == "nvme" else place
 
 
 def _on_gpu(config: RunConfig) -> bool:

@@ -22,9 +22,10 @@ def write_weights(folder: Path, model: torch.nn.Module, tensors: Iterable[tuple[
     folder.mkdir(parents=True, exist_ok=True)
     is_adapter = isinstance(model, PeftModel)
     if is_adapter:
-        # An adapter is small; peft gives its tensors the names that it reads again.
+        # An adapter is small; peft gives its tensors the names that it reads again. Embeddings that are
+        # trained are among its modules; to look for changed ones peft would ask the hub.
         named: Iterable[tuple[str, Tensor]] = get_peft_model_state_dict(
-            model, state_dict=dict(tensors)
+            model, state_dict=_name_tied(model, tensors), save_embedding_layers=False
         ).items()
     else:
         named = tensors
@@ -40,6 +41,17 @@ def write_weights(folder: Path, model: torch.nn.Module, tensors: Iterable[tuple[
     }
     write_json(folder / "weights.json", summary)
     return [*files, folder / "weights.json"]
+
+
+def _name_tied(model: PeftModel, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Give a tied tensor, which comes under its first name, under its others as well: peft reads them all."""
+    named, first = dict(tensors), dict[int, str]()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(parameter), name)
+        if known != name and known in named:
+            # safetensors writes no tensor that shares its memory.
+            named[name] = named[known].clone()
+    return named
 
 
 def _parts(named: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -19,8 +19,9 @@ from training.engine.seeds import derive_seed
 from training.engine.step import SourceLoss, StepResult
 from training.model.inputs import Batch, count_targets_by_source
 from training.model.packed import PackedLanguageModel
-from training.optimizer import build_optimizer
+from training.optimizer import build_optimizer, set_learning_rate
 from training.ranks import Ranks
+from training.rules.strategies import effective_stage
 
 # On CPUs DeepSpeed would compile a shared-memory all-reduce at first use, for a minute or two. gloo's own is
 # as fast for gradients of this size; DeepSpeed asks this table whether the op can be had.
@@ -52,7 +53,7 @@ class DeepSpeedEngine:
         """
         self._place = place
         self._seed = config.seed
-        self._zero_stage = config.strategy.zero_stage
+        self._zero_stage = effective_stage(config.strategy.zero_stage, config.precision)
         self._sources = sources
         self.model = model
 
@@ -60,7 +61,7 @@ class DeepSpeedEngine:
         packed.train()
         self._engine, *_ = deepspeed.initialize(
             model=packed,
-            optimizer=build_optimizer(packed, config.optimizer),
+            optimizer=build_optimizer(model, config.optimizer),
             config=build_deepspeed_config(config, place.plan),
             dist_init_required=False,
         )
@@ -77,8 +78,7 @@ class DeepSpeedEngine:
         targets, tokens = self._count(micro_batches)
         # DeepSpeed averages gradients over the ranks; the mean wanted here is over targets.
         scale = place.ranks.world_size / max(sum(targets), 1)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._engine.optimizer, learning_rate)
         nats = torch.zeros(self._sources, dtype=torch.float64, device=place.device)
         grad_norm = 0.0
         for index, batch in enumerate(micro_batches):

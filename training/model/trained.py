@@ -55,12 +55,19 @@ def load_weights(model: PreTrainedModel | PeftModel, checkpoint_folder: Path) ->
     wanted_kind = "adapter" if isinstance(model, PeftModel) else "full"
     if kind != wanted_kind:
         raise CheckpointError(f"{folder} holds {kind} weights, wanted {wanted_kind}: another adapter.kind")
-    expected = get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
+    expected = _trained_tensors(model)
     _check_names(folder, expected, tensors)
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, tensors)
     else:
         model.load_state_dict(tensors, strict=False)
+
+
+def _trained_tensors(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
+    """Name what a checkpoint of this model must hold; what is frozen comes from the base."""
+    if isinstance(model, PeftModel):
+        return get_peft_model_state_dict(model, save_embedding_layers=False)  # type: ignore[no-any-return]
+    return {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
 
 
 def read_weights(folder: Path) -> tuple[str, dict[str, Tensor]]:
