@@ -74,11 +74,12 @@ MATRIX = Tested(
 )
 FURTHER = (
     Tested(
-        methods=("dora", "qdora"),
+        methods=("dora",),
         strategies=("0", "2", "3"),
         optimizers=("adamw",),
         precisions=("fp32",),
     ),
+    Tested(methods=("qdora",), strategies=("0", "2"), optimizers=("adamw",), precisions=("fp32",)),
     Tested(
         methods=("none", "qlora"),
         strategies=("0", "1", "2", "3", "2, optimizer on CPU", "3, both on CPU"),

@@ -71,9 +71,14 @@ class StrategyConfig(Section):
         description="0 shares nothing, 1 optimizer state, 2 also gradients, 3 also parameters"
     )
     overlap_comm: bool = Field(description="reduce gradients while backward goes on")
-    reduce_bucket_size: PositiveInt = Field(description="elements per gradient reduction")
-    prefetch_bucket_size: NonNegativeInt = Field(description="stage 3: elements gathered ahead of their use")
-    parameter_persistence_threshold: NonNegativeInt = Field(
+    reduce_bucket_size: PositiveInt | None = Field(
+        description="elements per gradient reduction; null, here and in the next two: chosen from the sizes "
+        "of model and cluster"
+    )
+    prefetch_bucket_size: NonNegativeInt | None = Field(
+        description="stage 3: elements gathered ahead of their use"
+    )
+    parameter_persistence_threshold: NonNegativeInt | None = Field(
         description="stage 3: parameters with fewer elements stay on every rank"
     )
     offload_optimizer: Literal["none", "cpu", "nvme"] = Field(description="where the optimizer state lives")

@@ -15,10 +15,12 @@ from training.batch import BatchPlan
 from training.collectives import sum_over_ranks
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
+from training.engine.needs import check_needs
 from training.engine.seeds import derive_seed
 from training.engine.step import SourceLoss, StepResult
 from training.model.inputs import Batch, count_targets_by_source
 from training.model.packed import PackedLanguageModel
+from training.model.shape import measure_shape
 from training.optimizer import build_optimizer, set_learning_rate
 from training.ranks import Ranks
 from training.rules.strategies import effective_stage
@@ -57,12 +59,13 @@ class DeepSpeedEngine:
         self._sources = sources
         self.model = model
 
+        check_needs(config.strategy)
         packed = PackedLanguageModel(model, sources=sources)
         packed.train()
         self._engine, *_ = deepspeed.initialize(
             model=packed,
             optimizer=build_optimizer(model, config.optimizer),
-            config=build_deepspeed_config(config, place.plan),
+            config=build_deepspeed_config(config, place.plan, measure_shape(model)),
             dist_init_required=False,
         )
 

@@ -165,6 +165,12 @@ def _bitsandbytes_steps_on_gpus(c: Combination) -> str | None:
 
 
 def _find_need(c: Combination) -> Verdict | None:
+    if c.method == "qdora" and c.zero_stage == _THREE:
+        return Verdict(
+            "needs a GPU",
+            "DoRA on a 4-bit base at strategy.zero_stage=3 needs a GPU: on CPUs peft puts another tensor in "
+            "the place of each weight, which ZeRO-3 then does not know; use strategy=zero2",
+        )
     if c.optimizer in {"adamw_8bit", "adamw_paged"}:
         return Verdict(
             "needs a GPU", f"optimizer.kind={c.optimizer} needs a GPU; use optimizer=adamw on CPUs"
