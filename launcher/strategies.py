@@ -82,7 +82,7 @@ FURTHER = (
     Tested(methods=("qdora",), strategies=("0", "2"), optimizers=("adamw",), precisions=("fp32",)),
     Tested(
         methods=("none", "qlora"),
-        strategies=("0", "1", "2", "3", "2, optimizer on CPU", "3, both on CPU"),
+        strategies=("0", "2", "3", "3, both on CPU"),
         optimizers=("lion",),
         precisions=("fp32",),
     ),
@@ -114,8 +114,10 @@ that `metier train` asks before anything starts, and that every rank asks again.
 Where fp32 and bf16 differ, a cell says both, in this order. With bf16, stage 0 is carried out as stage 1:
 DeepSpeed's stage 0 would sum gradients in bf16, and the loss would depend on how a batch is cut.
 
-"Tested" means loss and gradient norm of five steps, on one and two processes, with one and four passes per
-step, packed and unpacked: in fp32 equal to 1e-5 of their size. No test of this repository has run on a GPU.
+"Tested" means the losses and gradient norms of five steps. In fp32 they are equal to 1e-5 of their size: with
+adamw and `adapter=none`, `lora` or `qlora` in six strategies for one and two processes, one and four passes a
+step, packed and unpacked rows; for all else, as for bf16, where they are equal but for its rounding, on two
+processes with four passes. No cell was run on a GPU.
 """
 
 _ABSENT = """\

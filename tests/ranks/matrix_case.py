@@ -22,6 +22,19 @@ from training.config.schema import RunConfig
 from training.model.load import build_model
 from training.rules.check import check_rules
 
+FP32 = 1e-5
+"""Relative; sums in another order are off by about 1e-7 here."""
+
+BF16_LOSS = 1e-3
+BF16_GRAD_NORM = 0.03
+"""Relative to the plain loop in fp32, from the same bf16 weights.
+
+A bf16 number is off by up to 2^-9 = 0.2 %. A gradient has gone through some 30 roundings in this model; of
+independent sign they add up to 0.2 % x sqrt(30) = 1.1 %, and over five steps the weights go apart by as much
+again: 3 % in all. The loss is a mean over some 300 targets, whose errors are of independent sign too: 1.1 %
+of a logit's size (0.2 nats, where the loss is 5) over sqrt(300), and ten times that for the weights: 0.1 %.
+"""
+
 STEPS = 5
 HIDDEN = 64
 DOCUMENTS_PER_STEP = 24
@@ -130,17 +143,17 @@ def list_cells(ranks: int) -> Iterator[Cell]:
                     passes=passes,
                     packed=packed,
                 )
-    for parts, strategy in itertools.product(PARTS, ("0", "1", "2", "3")):
+    for parts, strategy in itertools.product(PARTS, ("0", "2", "3")):
         if ranks == 2:
             learnt = (*parts, *learn_with("adamw"))
             yield Cell(learnt=learnt, strategy=strategy, precision="fp32", ranks=2, passes=4, packed=True)
 
 
 def list_cuts(ranks: int, *, whole: bool) -> list[tuple[int, bool]]:
-    """List passes per step, and whether rows are packed: all, or the two that differ most."""
+    """List passes per step, and whether rows are packed: all, or the one that cuts most on most ranks."""
     if whole:
         return [(1, True), (4, True), (1, False), (4, False)]
-    return [(4, True)] if ranks == 2 else [(1, False)]
+    return [(4, True)] if ranks == 2 else []
 
 
 def learn_with(optimizer: str) -> Settings:

@@ -11,6 +11,7 @@ from tests.ranks.matrix_case import (
     FP32,
     Cell,
     Settings,
+    compose,
     list_cells,
     walk_reference,
     write_tiny_model,
@@ -18,6 +19,13 @@ from tests.ranks.matrix_case import (
 from tests.ranks.spawn import on_ranks
 from tests.reference_loop import PlainStep
 from training.engine.step import StepResult
+from training.errors import MetierError
+
+NVME: Settings = (
+    ("strategy", "zero3_nvme"),
+    ("strategy.nvme_path", "/scratch"),
+)
+CPU_ADAM: Settings = (("strategy", "zero2_offload"), ("optimizer", "adamw_cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +58,36 @@ def check_cell(cell: Cell, reported: list[StepResult], plain: list[PlainStep]) -
     assert [step.grad_norm for step in reported] == pytest.approx(
         [step.grad_norm for step in plain], rel=grad_norm
     ), cell
+
+
+def ask_for_what_is_missing(extensions: str) -> list[str]:
+    """Ask for DeepSpeed's CPU Adam where nothing can be compiled, and for NVMe where libaio is missing."""
+    import os
+
+    from torch import nn
+
+    from training.engine.needs import check_needs
+    from training.optimizer import build_optimizer
+
+    os.environ |= {"TORCH_EXTENSIONS_DIR": extensions, "CXX": "/bin/false", "PATH": "/nowhere"}
+    strategy, optimizer = (compose(Path(), settings) for settings in (NVME, CPU_ADAM))
+    answers = []
+    for ask in (
+        lambda: check_needs(strategy.strategy),
+        lambda: build_optimizer(nn.Linear(2, 2), optimizer.optimizer),
+    ):
+        try:
+            ask()
+        except MetierError as error:
+            answers.append(str(error))
+    return answers
+
+
+def test_what_a_machine_lacks_is_told_in_one_line_with_what_to_use_instead(tmp_path: Path) -> None:
+    [answers] = on_ranks(1, ask_for_what_is_missing, str(tmp_path))
+
+    nvme, adam = answers
+    assert "needs libaio with its headers on every node (Debian: libaio-dev); install it, or use cpu" in nvme
+    assert "DeepSpeed's CPU Adam cannot be compiled here" in adam
+    assert "use optimizer=adamw" in adam
+    assert "\n" not in nvme + adam
