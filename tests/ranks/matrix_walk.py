@@ -1,7 +1,6 @@
 """What each process of the matrix test does: it trains one cell after the other."""
 
 import os
-import time
 from pathlib import Path
 
 import torch
@@ -11,25 +10,23 @@ from tests.ranks.matrix_case import Cell, build, lay_rows, make_documents
 from tests.ranks.training_case import make_batch, rate_at
 from training.batch import plan_batch
 from training.collectives import join
-from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.engine.step import StepResult
 from training.ranks import Ranks
 
 
-def walk_cells(cells: list[Cell], folder: Path) -> list[tuple[list[StepResult], float]]:
-    """Train every cell in this process; give what its steps reported, and the seconds that it took."""
+def walk_cells(cells: list[Cell], folder: Path) -> list[list[StepResult]]:
+    """Train every cell in this process; give what its steps reported."""
     torch.set_num_threads(1)
     ranks, device = Ranks.from_environ(os.environ), torch.device("cpu")
     if not dist.is_initialized():
         join(ranks, device=device, timeout_seconds=120)
-    reported = []
-    for cell in cells:
-        started = time.process_time()
-        reported.append((_train(cell, folder, ranks, device), time.process_time() - started))
-    return reported
+    return [_train(cell, folder, ranks, device) for cell in cells]
 
 
 def _train(cell: Cell, folder: Path, ranks: Ranks, device: torch.device) -> list[StepResult]:
+    # DeepSpeed is imported on the ranks alone: it takes seconds, and the tests' own process needs none.
+    from training.engine.deepspeed_engine import DeepSpeedEngine, Place
+
     config = cell.config(folder)
     place = Place(ranks=ranks, device=device, plan=plan_batch(config.batch, ranks.world_size))
     engine = DeepSpeedEngine(build(config), config, place)

@@ -16,6 +16,7 @@ from tests.ranks.matrix_case import (
     walk_reference,
     write_tiny_model,
 )
+from tests.ranks.matrix_walk import walk_cells
 from tests.ranks.spawn import on_ranks
 from tests.reference_loop import PlainStep
 from training.engine.step import StepResult
@@ -42,8 +43,6 @@ def expected(learnt: Settings, folder: Path) -> list[PlainStep]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_cell_has_the_losses_and_gradient_norms_of_the_plain_loop(ranks: int, folder: Path) -> None:
-    from tests.ranks.matrix_walk import walk_cells
-
     cells = list(list_cells(ranks))
     answers = on_ranks(ranks, walk_cells, cells, folder, timeout_seconds=900)
 
