@@ -9,7 +9,7 @@ from training.config.freeze import check_config, read_frozen, write_frozen
 from training.config.schema import RunConfig
 from training.errors import ConfigError
 from training.layout import RunLayout
-from training.rules import check_rules
+from training.rules.check import check_rules
 
 # What may change between two starts: the trained weights do not depend on it, or only by rounding.
 _FREE = (

@@ -27,7 +27,17 @@ ARCHITECTURE = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
-LORA = AdapterConfig(kind="lora", base_bits=16, rank=2, alpha=4, dropout=0.0, targets="all-linear")
+LORA = AdapterConfig(
+    kind="lora",
+    base_bits=16,
+    rank=2,
+    alpha=4,
+    rank_stabilized=False,
+    dropout=0.0,
+    targets="all-linear",
+    trained_modules=[],
+    frozen=[],
+)
 FULL = LORA.model_copy(update={"kind": "none"})
 CPU = torch.device("cpu")
 
@@ -40,6 +50,7 @@ def make_config(folder: Path, **changes: Any) -> ModelConfig:
         "architecture": ARCHITECTURE,
         "tokenizer": "bytes",
         "chat_template": None,
+        "extra_tokens": [],
         "attention": "auto",
     }
     return ModelConfig(**{**values, **changes})

@@ -13,6 +13,7 @@ from training.batch import BatchPlan
 from training.collectives import sum_over_ranks
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
+from training.engine.needs import check_needs
 from training.engine.seeds import derive_seed
 from training.engine.shards import Shards
 from training.engine.step import SourceLoss, StepResult
@@ -20,8 +21,10 @@ from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
 from training.model.inputs import Batch, count_targets_by_source
 from training.model.packed import PackedLanguageModel
-from training.optimizer import build_optimizer
+from training.model.shape import measure_shape
+from training.optimizer import build_optimizer, set_learning_rate
 from training.ranks import Ranks
+from training.rules.strategies import effective_stage
 
 # On CPUs DeepSpeed would compile a shared-memory all-reduce at first use, for a minute or two. gloo's own is
 # as fast for gradients of this size; DeepSpeed asks this table whether the op can be had.
@@ -56,15 +59,17 @@ class DeepSpeedEngine:
         self._sources = sources
         self.model = model
 
+        check_needs(config.strategy)
         packed = PackedLanguageModel(model, sources=sources)
         packed.train()
         self._engine, *_ = deepspeed.initialize(
             model=packed,
-            optimizer=build_optimizer(packed, config.optimizer),
-            config=build_deepspeed_config(config, place.plan),
+            optimizer=build_optimizer(model, config.optimizer),
+            config=build_deepspeed_config(config, place.plan, measure_shape(model)),
             dist_init_required=False,
         )
-        self._shards = Shards(model, self._engine.optimizer, place.ranks, config.strategy.zero_stage)
+        stage = effective_stage(config.strategy.zero_stage, config.precision)
+        self._shards = Shards(model, self._engine.optimizer, place.ranks, stage)
 
     def train_step(
         self, micro_batches: Sequence[Batch], *, learning_rate: float, samples_seen: int
@@ -78,8 +83,7 @@ class DeepSpeedEngine:
         targets, tokens = self._count(micro_batches)
         # DeepSpeed averages gradients over the ranks; the mean wanted here is over targets.
         scale = place.ranks.world_size / max(sum(targets), 1)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._engine.optimizer, learning_rate)
         nats = torch.zeros(self._sources, dtype=torch.float64, device=place.device)
         grad_norm = 0.0
         for index, batch in enumerate(micro_batches):

@@ -33,7 +33,7 @@ from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.outcome import Outcome, write_outcome
 from training.progress import Progress
 from training.ranks import Ranks
-from training.rules import check_rules
+from training.rules.check import check_rules
 from training.schedule import learning_rate_at
 from training.stop import StopFlag
 from training.worker.attended import mean_attended_tokens
