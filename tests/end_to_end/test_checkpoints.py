@@ -98,7 +98,7 @@ def test_a_run_whose_last_save_fails_does_not_end_as_completed_and_goes_on_later
     # No file may grow past 400 KiB, which is less than a checkpoint: a write fails as on a full disk.
     limited = shlex.join([sys.executable, "-m", "launcher", *words])
     ended = subprocess.run(
-        ["bash", "-c", f"ulimit -f 400 && exec {limited}"],
+        ["/bin/bash", "-c", f"ulimit -f 400 && exec {limited}"],
         cwd=folder,
         env=environment(),
         capture_output=True,
