@@ -1,13 +1,25 @@
 """A run that goes on with another number of processes and another strategy, and `metier checkpoints`."""
 
 import json
+import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-from tests.end_to_end.runs import journal, link_prepared, metier, read_lines, start, succeed
+from tests.end_to_end.runs import (
+    environment,
+    journal,
+    kinds,
+    link_prepared,
+    metier,
+    read_lines,
+    start,
+    succeed,
+)
 from tests.end_to_end.test_interrupted import wait_for_step
 
 STEPS = 12
@@ -76,6 +88,34 @@ def check_upkeep(folder: Path) -> None:
     pruned = metier(folder, "checkpoints", "tiny_smoke", "prune")
     assert pruned.returncode == 2
     assert "nothing was dropped" in pruned.stderr
+
+
+def test_a_run_whose_last_save_fails_does_not_end_as_completed_and_goes_on_later(
+    prepared: Path, tmp_path: Path
+) -> None:
+    folder = link_prepared(prepared, tmp_path / "work")
+    words = ["train", "experiment=tiny_smoke", "loop.max_steps=3", "loop.checkpoint_every_steps=1"]
+    # No file may grow past 400 KiB, which is less than a checkpoint: a write fails as on a full disk.
+    limited = shlex.join([sys.executable, "-m", "launcher", *words])
+    ended = subprocess.run(
+        ["/bin/bash", "-c", f"ulimit -f 400 && exec {limited}"],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert "checkpoint of step 1 could not be written (rank 0: File too large)" in ended.stdout
+    assert "training goes on" in ended.stdout
+    assert ended.stderr.startswith("metier train: checkpoint of step 3 could not be written")
+    assert json.loads((folder / RUN / "outcome.json").read_text())["state"] == "FAILED"
+    assert list((folder / RUN / "checkpoints").iterdir()) == []
+    assert kinds(folder / RUN).count("save_failed") == 3
+
+    assert "finished after step 3" in succeed(folder, *words)
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,13 @@ def interrupt_cuts(cuts: list[dict[str, Any]], folder: Path) -> list[tuple[Any, 
         whole.close()
         first = open_engine(config, place, adapter=False)
         before = run_steps(first, config, place, range(3))
-        open_store(folder / str(number), first, config, place).save(at(3))
+        store = open_store(folder / str(number), first, config, place)
+        store.save(at(3))
         # Steps go on while the checkpoint is written; the copy must not follow them.
         run_steps(first, config, place, range(3, 5))
+        # An engine in the middle of its training can go back as well as a new one can go on.
+        assert store.resume() == at(3)
+        rolled_back = run_steps(first, config, place, range(3, 6))
         first.close()
         second = open_engine(config, place, adapter=False)
         assert open_store(folder / str(number), second, config, place).resume() == at(3)
@@ -113,6 +117,7 @@ def interrupt_cuts(cuts: list[dict[str, Any]], folder: Path) -> list[tuple[Any, 
             torch.equal(expected[key], found[key]) for key in expected
         )
         second.close()
+        assert rolled_back == after, cut
         reported.append((uninterrupted, (before + after, same)))
     return reported
 

@@ -27,7 +27,7 @@ PRELOAD = ["deepspeed", "tests.ranks.test_recut", "training.checkpoint.store"]
 # (ZeRO stage, optimizer offload): every world takes the checkpoint up in each, and trains on in the first.
 CELLS = {
     1: [(0, "none")],
-    2: [(1, "none"), (2, "none"), (3, "none"), (2, "cpu")],
+    2: [(1, "none"), (2, "none"), (3, "none"), (2, "cpu"), (3, "cpu")],
     4: [(2, "cpu"), (3, "none")],
     3: [(3, "none"), (0, "none")],
 }

@@ -183,6 +183,17 @@ def test_a_failure_in_the_background_is_told_at_the_next_step_and_training_goes_
     assert load(tmp_path) == (2, 1.0)
 
 
+def test_an_error_of_the_training_does_not_lose_the_save_on_its_way(tmp_path: Path) -> None:
+    events, disk = Events(), SlowDisk()
+    store = open_fake_store(tmp_path, FakeEngine(1.0), events=events)
+    with disk_events(RunLayout(tmp_path).checkpoints, disk):
+        store.save(at(1))
+        threading.Timer(0.1, disk.opened.set).start()
+        store.close()
+    assert events.kinds == ["saved"]
+    assert load(tmp_path) == (1, 1.0)
+
+
 def wait_until_told(store: Any, events: Events) -> None:
     for _ in range(3000):
         store.settle()

@@ -16,7 +16,7 @@ from training.checkpoint.manifest import MANIFEST, FileRecord, Manifest
 from training.checkpoint.retention import STAGING, Retention, prune, sweep
 from training.checkpoint.share import Share, write_durably, write_share
 from training.collectives import Council
-from training.errors import CheckpointError, StorageError
+from training.errors import StorageError
 from training.files import sync_folder
 from training.fragments.index import INDEX, Piece, build_index, dump_index
 from training.layout import RunLayout
@@ -70,7 +70,8 @@ def write_checkpoint(
     if lineage.ranks.is_lead:
         try:
             _commit(staging, answers, moment, lineage)
-        except (OSError, StorageError, CheckpointError) as error:
+        except Exception as error:
+            # Here as well: the others wait for the verdict.
             shutil.rmtree(staging, ignore_errors=True)
             verdict = error if isinstance(error, FencedError) else _explain(step, error)
         else:
@@ -102,7 +103,8 @@ def _write_own(
         return None, (), problem
     try:
         return write_share(staging / f"rank_{rank:05d}.bin", share), share.pieces, None
-    except (OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:
+        # Whatever it is: a rank that left here would leave the others waiting for it.
         return None, (), f"rank {rank}: {_reason(error)}"
 
 

@@ -1,5 +1,6 @@
 """Saves and resumes a run. The training waits only until its state is copied to the host's memory."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from training.errors import CheckpointError, MetierError, StorageError
 from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
 from training.progress import Progress
+
+_PATIENCE_SECONDS = 60
 
 
 class SavedEngine(Protocol):
@@ -124,6 +127,15 @@ class CheckpointStore:
                 "events.jsonl); put one back, remove them to begin anew, or start under another name"
             )
         return Progress(step=0, samples_seen=0)
+
+    def close(self) -> None:
+        """Let a save on its way land when the training has ended by an error; not collective, never raises.
+
+        Bounded: another rank may be gone, and its share with it.
+        """
+        if self._flight is not None and self._flight.landed.wait(_PATIENCE_SECONDS):
+            with contextlib.suppress(MetierError):
+                self._land()
 
     def _take(self, *, final: bool) -> Share | StorageError:
         """Lay out this rank's share; a copy of it unless the training waits for the writing anyway."""

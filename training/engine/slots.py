@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from deepspeed import comm as distributed
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
@@ -137,7 +138,8 @@ def _partitioned_parameters(optimizer: Any, names: Mapping[int, str]) -> Iterato
         held = []
         for parameter in group:
             _, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
-            start = length * optimizer._get_param_partition_rank(parameter)
+            among = getattr(parameter, "ds_process_group", optimizer.dp_process_group)
+            start = length * distributed.get_rank(group=among)
             kept = min(length, parameter.ds_numel - start)
             if kept > 0:
                 held.append(Held(names[id(parameter)], start, offset, kept))

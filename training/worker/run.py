@@ -113,6 +113,7 @@ def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopRe
         reason, progress = train(parts, config.loop, progress)
     finally:
         batches.close()
+        store.close()
     metrics.event("finished" if reason is StopReason.FINISHED else "stopped", step=progress.step)
     return reason, progress
 
