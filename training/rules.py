@@ -19,6 +19,7 @@ def check_rules(config: RunConfig) -> None:
     _check_adapter(config)
     _check_strategy(config)
     _check_schedule(config)
+    _check_loop(config)
     _check_mixture(config)
     _check_prepare(config)
 
@@ -69,6 +70,14 @@ def _check_schedule(config: RunConfig) -> None:
         raise ConfigError(
             f"schedule.warmup_steps + schedule.decay_steps = {used} is more than loop.max_steps={steps}; "
             "shorten them"
+        )
+
+
+def _check_loop(config: RunConfig) -> None:
+    if config.loop.patience is not None and config.loop.evaluate_every_steps is None:
+        raise ConfigError(
+            f"loop.patience={config.loop.patience} counts measurements of the held-out loss, and there are "
+            "none; set loop.evaluate_every_steps"
         )
 
 

@@ -30,6 +30,9 @@ class Manifest(Section):
 
     step: int
     samples_seen: int
+    memory: dict[str, Any]
+    """What the loop's decisions look back on."""
+
     world_size: int
     zero_stage: int
     incarnation: int

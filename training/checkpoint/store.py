@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from training.checkpoint.fence import FencedError, check_fence
-from training.checkpoint.load import check_corpus, list_damaged, set_aside
+from training.checkpoint.load import check_corpus, list_damaged, read_step, set_aside
 from training.checkpoint.manifest import (
     MANIFEST,
     FileRecord,
@@ -31,7 +31,7 @@ from training.collectives import from_lead, gather_over_ranks
 from training.errors import CheckpointError, StorageError
 from training.files import sync_file, sync_folder, write_json
 from training.layout import RunLayout
-from training.progress import Progress
+from training.progress import Memory, Progress
 from training.ranks import Ranks
 
 
@@ -81,8 +81,12 @@ class CheckpointStore:
         self._lineage = lineage
         self._reporter = reporter
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: Progress, *, score: float | None = None) -> None:
         """Write a checkpoint; returns once a crash or a power cut could not lose it.
+
+        Args:
+            progress: How far the run is.
+            score: The held-out loss at this step, where it was measured.
 
         Raises:
             StorageError: A rank could not write; nothing is left behind, older checkpoints are untouched.
@@ -107,14 +111,19 @@ class CheckpointStore:
         if ranks.is_lead:
             self._prune()
 
-    def resume(self) -> Progress:
+    def resume(self, *, every: int = 1) -> Progress:
         """Load the newest checkpoint that verifies on every rank; the beginning when there is none.
+
+        Args:
+            every: Only those of steps that it divides: a run that is rolled back goes to a checkpoint that it
+                would have without interruptions as well, not to one that a stop left.
 
         Raises:
             CheckpointError: There are checkpoints but none can be read, or they were cut for another
                 number of ranks or another ZeRO stage, or belong to another corpus.
         """
         folders = from_lead(list_checkpoints(self._lineage.layout.checkpoints))
+        folders = [folder for folder in folders if read_step(folder) % every == 0]
         for folder in reversed(folders):
             problems = [text for text in gather_over_ranks(self._verify_share(folder)) if text]
             if problems:
@@ -131,7 +140,11 @@ class CheckpointStore:
             # The file was written by this run and its hash was just verified.
             state = torch.load(self._rank_file(folder), map_location="cpu", weights_only=False)
             self._engine.load_state(state)
-            return Progress(step=manifest.step, samples_seen=manifest.samples_seen)
+            return Progress(
+                step=manifest.step,
+                samples_seen=manifest.samples_seen,
+                memory=Memory.from_json(manifest.memory),
+            )
         damaged = from_lead(list_damaged(self._lineage.layout.checkpoints))
         if damaged:
             raise CheckpointError(
@@ -174,6 +187,7 @@ class CheckpointStore:
             manifest = Manifest(
                 step=progress.step,
                 samples_seen=progress.samples_seen,
+                memory=progress.memory.as_json(),
                 world_size=lineage.ranks.world_size,
                 zero_stage=lineage.zero_stage,
                 incarnation=lineage.incarnation,
