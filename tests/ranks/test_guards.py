@@ -132,7 +132,7 @@ def refuse_in_cells(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_a_refused_step_leaves_no_trace_and_a_living_engine_can_be_taken_back() -> None:
-    first, second = on_ranks(2, refuse_in_cells, CELLS)
+    first, second = on_ranks(2, refuse_in_cells, CELLS, timeout_seconds=600)
     for cell, one, other in zip(CELLS, first, second, strict=True):
         for told in (one, other):
             assert told["untouched"] == [True, True, True], cell

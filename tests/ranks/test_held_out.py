@@ -96,7 +96,7 @@ def test_every_document_counts_once_on_any_number_of_ranks_and_training_does_not
     world_size: int,
 ) -> None:
     wanted = [measure_plainly(make_documents(count)) for count in COUNTS]
-    answers = on_ranks(world_size, measure_on_stages, world_size)
+    answers = on_ranks(world_size, measure_on_stages, world_size, timeout_seconds=600)
     assert all(answer == answers[0] for answer in answers), "all ranks must tell the same"
     for found, steps in answers[0]:
         for (loss, by_source), (plain, plain_by_source) in zip(found, wanted, strict=True):
