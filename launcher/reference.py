@@ -46,6 +46,7 @@ def write_reference() -> str:
     sections = [
         *(group for group in GROUPS if group != "experiment"),
         "batch",
+        "loss",
         "loop",
         "prepare",
         "loader",

@@ -145,6 +145,7 @@ def write_weights(layout: RunLayout, model: nn.Module, step: int) -> None:
         zero_stage=0,
         incarnation=1,
         corpus="c0ffee",
+        memory={},
         score=None,
         files=files,
         versions={},

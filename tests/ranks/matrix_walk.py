@@ -38,7 +38,12 @@ def _train(cell: Cell, folder: Path, ranks: Ranks, device: torch.device) -> list
             mine = rows[first : first + plan.micro_batch_size]
             passes.append(make_batch(mine, [0] * len(mine)))
         steps.append(
-            engine.train_step(passes, learning_rate=rate(step), samples_seen=step * cell.rows_per_step)
+            engine.train_step(
+                passes,
+                learning_rate=rate(step),
+                samples_seen=step * cell.rows_per_step,
+                accept=lambda _: True,
+            )
         )
     engine.close()
     return steps

@@ -15,6 +15,7 @@ from training.checkpoint.load import find_checkpoint
 from training.checkpoint.manifest import list_checkpoints
 from training.errors import CheckpointError, StorageError
 from training.layout import RunLayout
+from training.progress import Memory, Progress
 
 
 def save_steps(root: Path, *steps: int) -> None:
@@ -39,6 +40,23 @@ def test_a_resumed_run_has_the_state_and_the_position_of_the_newest_checkpoint(t
 
     assert open_fake_store(tmp_path, engine).resume() == at(3)
     assert torch.equal(engine.value, torch.full((50_000,), 3.0))
+
+
+def test_what_the_loop_remembers_travels_with_the_checkpoint_to_the_last_bit(tmp_path: Path) -> None:
+    memory = Memory(recent=(0.1, 1 / 3), skipped_steps=2, furthest_step=9, best_held_out_loss=2 / 3)
+    saved = Progress(step=7, samples_seen=72, memory=memory)
+    open_fake_store(tmp_path, FakeEngine()).save(saved, final=True)
+
+    assert open_fake_store(tmp_path, FakeEngine()).resume() == saved
+
+
+def test_a_run_that_is_rolled_back_passes_over_the_checkpoint_that_a_stop_left(tmp_path: Path) -> None:
+    save_steps(tmp_path, 6, 7)
+    engine = FakeEngine()
+
+    assert open_fake_store(tmp_path, engine).resume(every=3).step == 6
+    assert torch.equal(engine.value, torch.full((50_000,), 6.0))
+    assert open_fake_store(tmp_path, engine).resume(every=4) == at(0)
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -81,6 +81,11 @@ def tiny_smoke() -> RunConfig:
             "schedule.warmup_steps + schedule.decay_steps = 4 is more than loop.max_steps=3; shorten them",
         ),
         (
+            {"loop.patience": 3},
+            "loop.patience=3 counts measurements of the held-out loss, and there are none; set "
+            "loop.evaluate_every_steps",
+        ),
+        (
             {"model.source": "gguf"},
             "model.path is missing; model.source=gguf needs a file, folder or name",
         ),

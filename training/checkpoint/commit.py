@@ -123,6 +123,7 @@ def _commit(
     manifest = Manifest(
         step=moment.progress.step,
         samples_seen=moment.progress.samples_seen,
+        memory=moment.progress.memory.as_json(),
         world_size=lineage.ranks.world_size,
         zero_stage=lineage.zero_stage,
         incarnation=lineage.incarnation,

@@ -33,6 +33,9 @@ class Manifest(Section):
     samples_seen: int
     """Together with the run's seed all that data order and dropout depend on: no random state is kept."""
 
+    memory: dict[str, Any]
+    """What the loop's decisions look back on."""
+
     world_size: int
     zero_stage: int
     incarnation: int

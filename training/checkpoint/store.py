@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Protocol
 
 from training.checkpoint.commit import Lineage, Moment, write_checkpoint
-from training.checkpoint.load import check_corpus, list_damaged, set_aside
+from training.checkpoint.load import check_corpus, list_damaged, read_step, set_aside
 from training.checkpoint.manifest import Manifest, list_checkpoints, read_manifest, verify_files
 from training.checkpoint.share import HostBuffer, Share, plan_share
 from training.collectives import Council, from_lead, gather_over_ranks
 from training.errors import CheckpointError, MetierError, StorageError
 from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
-from training.progress import Progress
+from training.progress import Memory, Progress
 
 _PATIENCE_SECONDS = 60
 
@@ -74,6 +74,10 @@ class CheckpointStore:
             final: Return only once a crash or a power cut could not lose it.
             score: Held-out loss at this step, where it was measured.
 
+        Args:
+            progress: How far the run is.
+            score: The held-out loss at this step, where it was measured.
+
         Raises:
             StorageError: Only of a final save: a rank could not write; older checkpoints are untouched.
             FencedError: A newer start has taken the run over.
@@ -98,10 +102,14 @@ class CheckpointStore:
         if self._flight is not None and all(gather_over_ranks(self._flight.landed.is_set())):
             self._land()
 
-    def resume(self) -> Progress:
+    def resume(self, *, every: int = 1) -> Progress:
         """Load the newest checkpoint that verifies on every rank; the beginning when there is none.
 
         The number of ranks, the ZeRO stage and offload may differ from those that wrote it.
+
+        Args:
+            every: Only those of steps that it divides: a run that is rolled back goes to a checkpoint that it
+                would have without interruptions as well, not to one that a stop left.
 
         Raises:
             CheckpointError: There are checkpoints but none can be read, or they belong to another corpus
@@ -109,6 +117,7 @@ class CheckpointStore:
         """
         self._land()
         folders = from_lead(list_checkpoints(self._lineage.layout.checkpoints))
+        folders = [folder for folder in folders if read_step(folder) % every == 0]
         for folder in reversed(folders):
             problems = [text for text in gather_over_ranks(self._verify_share(folder)) if text]
             if problems:
@@ -119,7 +128,11 @@ class CheckpointStore:
             with FragmentReader(folder) as reader:
                 self._engine.load(reader)
             self._tell_cut(manifest)
-            return Progress(step=manifest.step, samples_seen=manifest.samples_seen)
+            return Progress(
+                step=manifest.step,
+                samples_seen=manifest.samples_seen,
+                memory=Memory.from_json(manifest.memory),
+            )
         damaged = from_lead(list_damaged(self._lineage.layout.checkpoints))
         if damaged:
             raise CheckpointError(

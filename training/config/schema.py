@@ -148,6 +148,17 @@ class BatchConfig(Section):
     global_batch_size: PositiveInt = Field(description="samples per optimizer step over all ranks")
 
 
+class LossConfig(Section):
+    """What is minimised beside the cross-entropy. The loss that is told is always the plain cross-entropy."""
+
+    label_smoothing: BelowOne = Field(
+        description="share of each target that is spread evenly over the vocabulary (arXiv:1512.00567)"
+    )
+    z_loss: NonNegativeFloat = Field(
+        description="factor of the squared log of the softmax's sum, 1e-4 in PaLM (arXiv:2204.02311)"
+    )
+
+
 class LoopConfig(Section):
     """How long, and how often something besides training happens."""
 
@@ -158,6 +169,30 @@ class LoopConfig(Section):
     keep_every_steps: PositiveInt | None = Field(
         description="checkpoints at multiples of this stay for good; null: none"
     )
+    max_skipped_in_a_row: NonNegativeInt = Field(
+        description="a step whose loss or gradient is not finite, or a spike, is not applied; one more than "
+        "this many in a row stop the run and name the documents"
+    )
+    spike: Literal["none", "stop", "skip", "roll_back"] = Field(
+        description="what a spike meets. skip: its update is not applied; roll_back: the last regular "
+        "checkpoint is loaded and training goes on past the spike's data"
+    )
+    spike_measure: Literal["loss", "grad_norm"] = Field(description="the number that is watched")
+    spike_window_steps: PositiveInt = Field(
+        description="applied steps that a spike is told by: above their median + spike_deviations x "
+        "max(1.4826 x MAD, 1 % of the median)"
+    )
+    spike_deviations: PositiveFloat = Field(description="robust standard deviations above the median")
+    evaluate_every_steps: PositiveInt | None = Field(
+        description="steps between measurements of the held-out loss; null: none. The last step is measured"
+    )
+    held_out_documents: PositiveInt = Field(
+        description="documents measured then: others than `metier evaluate` takes"
+    )
+    patience: PositiveInt | None = Field(
+        description="measurements in a row without a gain that end the run; null: it goes to max_steps"
+    )
+    min_change: NonNegativeFloat = Field(description="nats per target that count as a gain")
 
 
 class ClusterConfig(Section):
@@ -260,6 +295,9 @@ class RunConfig(Section):
     precision: Literal["bf16", "fp32"] = Field(
         description="bf16 keeps fp32 master weights. CPUs without bf16 instructions are faster in fp32"
     )
+    deterministic: bool = Field(
+        description="the same bits each time on the same devices, GPUs too: only algorithms that promise it"
+    )
     model: ModelConfig
     data: DataConfig
     adapter: AdapterConfig
@@ -267,6 +305,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     batch: BatchConfig
+    loss: LossConfig
     loop: LoopConfig
     prepare: PrepareConfig
     loader: LoaderConfig

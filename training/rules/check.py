@@ -21,6 +21,7 @@ def check_rules(config: RunConfig) -> None:
     _check_adapter(config)
     check_strategy(config)
     _check_schedule(config)
+    _check_loop(config)
     _check_mixture(config)
     _check_prepare(config)
 
@@ -77,6 +78,14 @@ def _check_schedule(config: RunConfig) -> None:
         raise ConfigError(
             f"schedule.total_steps={length} ends before schedule.first_step + loop.max_steps = "
             f"{schedule.first_step + steps}; use that or more, or null"
+        )
+
+
+def _check_loop(config: RunConfig) -> None:
+    if config.loop.patience is not None and config.loop.evaluate_every_steps is None:
+        raise ConfigError(
+            f"loop.patience={config.loop.patience} counts measurements of the held-out loss, and there are "
+            "none; set loop.evaluate_every_steps"
         )
 
 
