@@ -11,6 +11,16 @@ from training.errors import ConfigError
 TREE = ConfigTree(None)
 CHOICES = [(group, choice) for group in GROUPS for choice in TREE.choices(group)]
 
+NEEDS = {
+    "optimizer=adafactor": ["strategy=zero0", "precision=fp32"],
+    "optimizer=adamw_8bit": ["cluster=gpu_node", "batch.global_batch_size=8"],
+    "optimizer=adamw_cpu": ["strategy=zero2_offload"],
+    "optimizer=adamw_paged": ["cluster=gpu_node", "batch.global_batch_size=8"],
+    "strategy=zero3_nvme": ["strategy.nvme_path=/local"],
+    "strategy=zeropp": ["cluster=gpu_node", "batch.global_batch_size=8"],
+}
+"""Choices that do not go with every other one."""
+
 
 def refusal(*overrides: str, tree: ConfigTree = TREE) -> str:
     with pytest.raises(ConfigError) as raised:
@@ -25,6 +35,7 @@ def test_every_choice_of_every_group_composes(row: int) -> None:
     # Side by side, a choice of each group at a time: composing takes a while.
     groups = [group for group in GROUPS if group != "experiment" and row < len(TREE.choices(group))]
     chosen = {group: TREE.choices(group)[row] for group in groups}
+    chosen = {group: choice for group, choice in chosen.items() if f"{group}={choice}" not in NEEDS}
     own = chosen.get("data") in {"files", "files_chat"}
     needed = ["data.path=mine", "data.sources.files.paths=[chats.jsonl]"] if own else []
     overrides = ["name=mine", *(f"{group}={choice}" for group, choice in chosen.items()), *needed]
@@ -32,6 +43,13 @@ def test_every_choice_of_every_group_composes(row: int) -> None:
     for group in ("schedule", "tracker"):
         section = getattr(config, group)
         assert chosen.get(group) in {None, getattr(section, "kind", None), getattr(section, "mode", None)}
+
+
+@pytest.mark.parametrize(("choice", "needed"), NEEDS.items())
+def test_a_choice_that_needs_another_composes_with_it(choice: str, needed: list[str]) -> None:
+    group, name = choice.split("=")
+    assert name in TREE.choices(group)
+    assert compose_run(["name=mine", "experiment=tiny_smoke", choice, *needed], TREE).config.name == "mine"
 
 
 def test_every_group_has_a_folder_and_every_folder_is_a_group() -> None:
@@ -86,7 +104,11 @@ def test_every_file_begins_by_saying_what_it_is() -> None:
             ["experiment=tiny_smok"],
             "experiment=tiny_smok: there is no such experiment; did you mean tiny_smoke?",
         ),
-        (["optimizer=null"], "optimizer=null: there is no such optimizer; known here: adamw"),
+        (
+            ["optimizer=null"],
+            "optimizer=null: there is no such optimizer; known here: adafactor, adamw, adamw_8bit, adamw_cpu, "
+            "adamw_paged, lion",
+        ),
         (["+optimizer=adamw"], "+optimizer=adamw: optimizer is chosen without a plus: optimizer=adamw"),
         (["optimizer@x=adamw"], "optimizer@x=adamw: a group has one place here; write optimizer=..."),
         (["tiny_smoke"], "tiny_smoke: wanted KEY=VALUE; did you mean experiment=tiny_smoke?"),
