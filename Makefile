@@ -45,14 +45,16 @@ lint: install debian-packages  ## Style, types, import contracts, shell scripts
 	$(BIN)/lint-imports
 	git ls-files -z '*.sh' '*.sbatch' '.ci/run' | xargs -0 shellcheck
 	$(BIN)/python -m launcher.reference --check docs/configuration.md
+	$(BIN)/python -m launcher.strategies --check docs/strategies.md
 
 test: install debian-packages  ## All tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint test  ## Everything that CI runs
 
-reference: install  ## Write docs/configuration.md anew from the schema and the YAML files
+reference: install  ## Write anew the pages that come from the code: settings and strategies
 	$(BIN)/python -m launcher.reference docs/configuration.md
+	$(BIN)/python -m launcher.strategies docs/strategies.md
 
 clean:  ## Remove what the demo and the tests made; keeps .venv
 	rm -rf runs data models .pytest_cache .mypy_cache .ruff_cache

@@ -43,6 +43,10 @@ def _run(arguments: Arguments) -> int:
     if arguments.show_help:
         sys.stdout.write(verb_help(arguments.verb, tree))
         return EXIT_OK
+    if arguments.verb == "checkpoints":
+        from launcher.checkpoints import run_checkpoints  # noqa: PLC0415
+
+        return run_checkpoints(arguments.overrides)
     # Imported here: help needs neither Hydra nor pydantic.
     from launcher.jobs import run_jobs, show_configs  # noqa: PLC0415
 

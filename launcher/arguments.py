@@ -7,7 +7,10 @@ from pathlib import Path
 from training.config.names import nearest
 from training.errors import ConfigError
 
-VERBS = ("prepare", "audit", "train", "evaluate", "export")
+COMPOSED_VERBS = ("prepare", "audit", "train", "evaluate", "export")
+"""Verbs that take KEY=VALUE and compose a configuration."""
+
+VERBS = (*COMPOSED_VERBS, "checkpoints")
 _FLAGS = ("--help", "--version", "--multirun", "--cfg", "--config-dir")
 
 
@@ -65,7 +68,7 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
 def _check_verb(word: str) -> str:
     if word not in VERBS:
         if "=" in word:
-            raise ConfigError(f"{word}: first say what to do: metier {'|'.join(VERBS)} {word}")
+            raise ConfigError(f"{word}: first say what to do: metier {'|'.join(COMPOSED_VERBS)} {word}")
         raise ConfigError(f"{word} is not a verb{nearest(word, VERBS)}")
     return word
 

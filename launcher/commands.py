@@ -55,8 +55,6 @@ def child_variables(cluster: ClusterConfig, cores: int, *, processes: int) -> di
         "OMP_NUM_THREADS": str(threads),
         # A stop means: finish the step and save. torchrun would kill after 30 seconds.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _GRACE_SECONDS,
-        # A folder `training` of the user's in the current directory is not ours.
-        "PYTHONSAFEPATH": "1",
     }
     if cluster.gpus_per_node == 0:
         # DeepSpeed looks for an accelerator and would complain on the user's screen that there is none.
@@ -64,6 +62,13 @@ def child_variables(cluster: ClusterConfig, cores: int, *, processes: int) -> di
         # Threads that wait by spinning starve each other where cores are shared (python -m
         # tests.benchmarks.precision --busy 1 shows it).
         variables["OMP_WAIT_POLICY"] = "PASSIVE"
+    return variables | package_variables()
+
+
+def package_variables() -> dict[str, str]:
+    """Let a child find our packages, and no others of the same name."""
+    # A folder `training` of the user's in the current directory is not ours.
+    variables = {"PYTHONSAFEPATH": "1"}
     if _PACKAGE_ROOT.name not in {"site-packages", "dist-packages"}:
         variables["PYTHONPATH"] = str(_PACKAGE_ROOT)
     return variables

@@ -25,7 +25,7 @@ from training.config.explain import skeleton
 from training.config.freeze import check_config
 from training.config.schema import RunConfig
 from training.errors import ConfigError
-from training.rules import check_rules
+from training.rules.check import check_rules
 
 _MISSING = "???"
 _UNKNOWN_KEY = re.compile(r"Could not override '([^']*)'")

@@ -8,6 +8,7 @@ from launcher.run_directory import find_layout
 from training.batch import BatchPlan, find_world_size, plan_batch
 from training.config.schema import ClusterConfig, RunConfig
 from training.deepspeed_config import build_deepspeed_config
+from training.schedule import schedule_length
 
 
 def describe_training(config: RunConfig) -> str:
@@ -65,9 +66,12 @@ def _devices_in_words(cluster: ClusterConfig) -> str:
 def _schedule_in_words(config: RunConfig) -> str:
     schedule, steps = config.schedule, config.loop.max_steps
     peak = config.optimizer.learning_rate
-    final = f"{peak * schedule.final_fraction:g} at step {steps}"
+    length = schedule_length(schedule, steps)
+    final = f"{peak * schedule.final_fraction:g} at step {length}"
     rise = f"rises to {peak:g} over {schedule.warmup_steps} steps, " if schedule.warmup_steps else ""
     rise = rise or f"begins at {peak:g}, "
+    if schedule.first_step:
+        rise = f"from step {schedule.first_step} of {length}: {rise}"
     match schedule.kind:
         case "cosine":
             return f"{rise}then falls along half a cosine to {final}"
@@ -75,8 +79,10 @@ def _schedule_in_words(config: RunConfig) -> str:
             return f"{rise}then falls in a straight line to {final}"
         case "constant":
             return f"{rise}then stays"
+        case "inverse_sqrt":
+            return f"{rise}then falls with the root of the step"
         case "wsd":
-            first = steps - schedule.decay_steps
+            first = length - schedule.decay_steps
             return f"{rise}stays until step {first}, then falls in a straight line to {final}"
 
 

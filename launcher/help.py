@@ -8,6 +8,7 @@ _PURPOSES = {
     "train": "train, or go on from the last checkpoint when the same command is run again",
     "evaluate": "measure before and after; write report/ into the run directory",
     "export": "write a Hugging Face folder, model/ in the run directory",
+    "checkpoints": "list, verify, prune or convert what a run has saved",
 }
 
 _DETAILS = {
@@ -57,7 +58,7 @@ Flags
 
 def overview() -> str:
     """Say what can be done, with three examples."""
-    verbs = "\n".join(f"  {verb:<10}{purpose}" for verb, purpose in _PURPOSES.items())
+    verbs = "\n".join(f"  {verb:<13}{purpose}" for verb, purpose in _PURPOSES.items())
     return f"""\
 Métier makes a general language model a specialist in one domain.
 
@@ -74,8 +75,33 @@ metier VERB --help lists the experiments and every group's choices.
 """
 
 
+_CHECKPOINTS = """\
+metier checkpoints RUN [ACTION] [step=N] [to=FOLDER]
+
+RUN is a run's folder, or its name in runs/.
+
+Actions
+  list      one line per checkpoint: step, samples, loss, score, ranks, ZeRO stage, size, state (the default)
+  verify    read every byte of all of them, or of step=N, and compare with the checksums
+  prune     drop what loop.keep_checkpoints and loop.keep_every_steps do not keep; the best one stays
+  convert   write the newest, or step=N, as safetensors: weight.safetensors (fp32 weights under the model's
+            names) and one file per moment of the optimizer, into RUN/state_STEP or to=FOLDER; a whole
+            Hugging Face folder is what `metier export` writes
+
+A training goes on from its checkpoints on any number of devices and under any ZeRO stage: nothing needs to
+be converted for that.
+
+Examples
+  metier checkpoints medical_qlora_smol
+  metier checkpoints medical_qlora_smol verify
+  metier checkpoints medical_qlora_smol convert step=20 to=state
+"""
+
+
 def verb_help(verb: str, tree: ConfigTree) -> str:
     """Say what a verb does, which choices there are, with three examples."""
+    if verb == "checkpoints":
+        return _CHECKPOINTS
     examples = "\n".join(f"  {line}" for line in _EXAMPLES[verb])
     experiments = "\n".join(
         f"  experiment={choice:<24}{tree.summary('experiment', choice)}"

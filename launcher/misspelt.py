@@ -7,14 +7,20 @@ from launcher.tree import GROUPS, ConfigTree
 from training.config.names import find_nearest, nearest
 
 # Mappings whose keys are the user's own: a new one is added with a +.
-FREE_MAPPINGS = ("model.architecture", "strategy.deepspeed_extra", "data.sources", "data.mixture.shares")
+FREE_MAPPINGS = (
+    "model.architecture",
+    "strategy.deepspeed_extra",
+    "optimizer.rate_factors",
+    "data.sources",
+    "data.mixture.shares",
+)
 
 
 def unknown_key(path: str, values: Mapping[str, Any]) -> str:
     """Say that no setting has this dotted path, with the nearest that exists in ``values``."""
     for mapping in FREE_MAPPINGS:
         if path == mapping:
-            return f"{mapping} takes new names one by one, each with a plus: +{mapping}.NAME=..."
+            return f"{mapping} takes new names with a plus: +{mapping}.NAME=... or '+{mapping}={{NAME: ...}}'"
         if path.startswith(f"{mapping}."):
             return _unknown_in_mapping(path, mapping, values)
     known = sorted(setting_paths(values))

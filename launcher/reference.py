@@ -2,14 +2,12 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from launcher.compose import compose_values
+from launcher.generated import write_or_check
 from launcher.tree import GROUPS, ConfigTree
 from training.config.schema import RunConfig
-from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR
-from training.files import write_text
 
 _HEAD = """\
 # Configuration
@@ -48,6 +46,7 @@ def write_reference() -> str:
     sections = [
         *(group for group in GROUPS if group != "experiment"),
         "batch",
+        "loss",
         "loop",
         "prepare",
         "loader",
@@ -57,22 +56,6 @@ def write_reference() -> str:
     parts += [_section(name, schema, values, tree) for name in sections]
     parts.append(_sources(schema))
     return "\n".join(parts)
-
-
-def main() -> int:
-    """Write the file; with ``--check`` only say whether it is current."""
-    words = [word for word in sys.argv[1:] if word != "--check"]
-    if len(words) != 1:
-        sys.stderr.write("usage: python -m launcher.reference FILE [--check]\n")
-        return EXIT_USER_ERROR
-    path, text = Path(words[0]), write_reference()
-    if "--check" not in sys.argv:
-        write_text(path, text)
-        return EXIT_OK
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return EXIT_OK
-    sys.stderr.write(f"{path} is not current; run `python -m launcher.reference {path}`\n")
-    return EXIT_FAILED
 
 
 def _experiments(tree: ConfigTree) -> str:
@@ -190,4 +173,4 @@ def _follow(field: Schema, schema: Schema) -> Schema:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check("launcher.reference", write_reference))

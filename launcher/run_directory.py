@@ -9,9 +9,9 @@ from training.config.freeze import check_config, read_frozen, write_frozen
 from training.config.schema import RunConfig
 from training.errors import ConfigError
 from training.layout import RunLayout
-from training.rules import check_rules
+from training.rules.check import check_rules
 
-# What may change between two starts, because the trained weights do not depend on it.
+# What may change between two starts: the trained weights do not depend on it, or only by rounding.
 _FREE = (
     "tracker",
     "evaluation",
@@ -19,12 +19,16 @@ _FREE = (
     "prepare",
     "loader",
     "audit",
-    "cluster.threads_per_process",
-    "cluster.timeout_seconds",
+    "cluster",
+    "strategy",
+    "batch.micro_batch_size",
     "loop.log_every_steps",
     "loop.keep_checkpoints",
+    "loop.keep_every_steps",
     "loop.checkpoint_every_steps",
 )
+# Of those, what changes the arithmetic in ways that we do not know.
+_BOUND = ("strategy.deepspeed_extra",)
 _SHOWN_DIFFERENCES = 5
 
 
@@ -116,7 +120,11 @@ def _dump(config: RunConfig) -> dict[str, Any]:
 
 
 def _is_free(path: str) -> bool:
-    return any(path == free or path.startswith(f"{free}.") for free in _FREE)
+    return _is_below(path, _FREE) and not _is_below(path, _BOUND)
+
+
+def _is_below(path: str, roots: Iterable[str]) -> bool:
+    return any(path == root or path.startswith(f"{root}.") for root in roots)
 
 
 def _flatten(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:

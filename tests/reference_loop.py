@@ -19,6 +19,14 @@ class Document:
     is_target: list[bool]
 
 
+@dataclass(frozen=True)
+class PlainStep:
+    """What one step reports: mean loss per target, and the gradient's norm before clipping."""
+
+    loss: float
+    grad_norm: float
+
+
 def train_plainly(
     model: nn.Module,
     steps: Sequence[Sequence[Document]],
@@ -27,7 +35,7 @@ def train_plainly(
     weight_decay: float,
     max_grad_norm: float,
 ) -> list[float]:
-    """Train on the documents of each step, one document at a time; give each step's mean loss per target."""
+    """Train with AdamW; give each step's mean loss per target."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         [
@@ -37,7 +45,26 @@ def train_plainly(
         betas=(0.9, 0.95),
         eps=1e-8,
     )
-    losses = []
+    reported = walk_plainly(
+        model, steps, optimizer, learning_rate_at=learning_rate_at, max_grad_norm=max_grad_norm
+    )
+    return [step.loss for step in reported]
+
+
+def walk_plainly(
+    model: nn.Module,
+    steps: Sequence[Sequence[Document]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    learning_rate_at: Callable[[int], float],
+    max_grad_norm: float,
+) -> list[PlainStep]:
+    """Train on the documents of each step, one document at a time.
+
+    A group of ``optimizer`` may have a ``factor`` of its own to the rate.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    reported = []
     for step, documents in enumerate(steps):
         targets = sum(sum(document.is_target[1:]) for document in documents)
         total = 0.0
@@ -48,10 +75,10 @@ def train_plainly(
             nats = F.cross_entropy(logits[wanted].float(), labels[wanted], reduction="sum")
             (nats / targets).backward()
             total += float(nats.detach())
-        torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(trained, max_grad_norm))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step)
+            group["lr"] = learning_rate_at(step) * group.get("factor", 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(total / targets)
-    return losses
+        reported.append(PlainStep(loss=total / targets, grad_norm=grad_norm))
+    return reported

@@ -55,3 +55,45 @@ def gather_over_ranks(value: Value) -> list[Value]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+class Council:
+    """A process group beside the training's own, for a thread that must not mingle with its collectives."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        """Talk within ``group``; None where there is one process alone."""
+        self._group = group
+
+    @classmethod
+    def open(cls) -> "Council":
+        """Found a group of all ranks on the CPU. Collective.
+
+        It waits for the slowest disk, so it has no deadline worth the name: a rank that dies closes its
+        connections, and one that hangs is noticed by the training's own group.
+        """
+        if not dist.is_initialized():
+            return cls(None)
+        return cls(dist.new_group(backend="gloo", timeout=timedelta(days=1)))
+
+    def from_lead(self, value: Value) -> Value:
+        """Give every rank the lead rank's value (any picklable object)."""
+        box = [value]
+        if self._group is not None:
+            dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Give every rank the values of all ranks, in rank order."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def gather_to_lead(self, value: Value) -> list[Value]:
+        """Give the lead the values of all ranks, in rank order; the others nothing."""
+        if self._group is None:
+            return [value]
+        values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(value, values, dst=0, group=self._group)
+        return values or []

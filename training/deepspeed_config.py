@@ -4,8 +4,16 @@ from typing import Any
 
 from training.batch import BatchPlan
 from training.config.schema import RunConfig
+from training.deepspeed_sizes import (
+    ModelShape,
+    choose_persistence_threshold,
+    choose_prefetch_bucket,
+    choose_reduce_bucket,
+)
 from training.errors import ConfigError
+from training.rules.strategies import effective_stage
 
+_FROM_MODEL = "chosen from the model's size"
 _OWNED = {
     "train_batch_size": "batch.global_batch_size",
     "train_micro_batch_size_per_gpu": "batch.micro_batch_size",
@@ -21,8 +29,12 @@ _OWNED = {
 }
 
 
-def build_deepspeed_config(config: RunConfig, plan: BatchPlan) -> dict[str, Any]:
+def build_deepspeed_config(
+    config: RunConfig, plan: BatchPlan, shape: ModelShape | None = None
+) -> dict[str, Any]:
     """Write DeepSpeed's configuration, with the keys that its JSON reference (version 0.19) names.
+
+    Without the model's ``shape`` it is to be read by people: sizes that depend on it say so.
 
     Raises:
         ConfigError: strategy.deepspeed_extra sets a key that this configuration owns.
@@ -34,17 +46,16 @@ def build_deepspeed_config(config: RunConfig, plan: BatchPlan) -> dict[str, Any]
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
         "gradient_clipping": config.optimizer.max_grad_norm,
         "bf16": {"enabled": config.precision == "bf16"},
-        "zero_optimization": _zero(config),
-        # The optimizer is torch's AdamW: DeepSpeed's own are compiled at first use, which takes a minute.
+        "zero_optimization": _zero(config, plan.world_size, shape),
+        # The optimizer is built by us: DeepSpeed would compile its own at first use, which takes a minute.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         # The loop reports; DeepSpeed stays silent.
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
-    if config.precision == "bf16" and strategy.zero_stage > 0:
+    if config.precision == "bf16":
         # Micro-batches are summed in fp32, or the loss would depend on how the batch is cut (law 1).
-        # Stage 0 refuses it ("unsupported mix") and sums in bf16.
         built["data_types"] = {"grad_accum_dtype": "fp32"}
     for key, value in strategy.deepspeed_extra.items():
         if key in _OWNED:
@@ -53,28 +64,43 @@ def build_deepspeed_config(config: RunConfig, plan: BatchPlan) -> dict[str, Any]
     return built
 
 
-def _zero(config: RunConfig) -> dict[str, Any]:
+def _zero(config: RunConfig, world_size: int, shape: ModelShape | None) -> dict[str, Any]:
     strategy = config.strategy
-    zero: dict[str, Any] = {"stage": strategy.zero_stage}
-    if strategy.zero_stage == 0:
+    stage = effective_stage(strategy.zero_stage, config.precision)
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 0:
         return zero
     zero |= {
         "overlap_comm": strategy.overlap_comm,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": strategy.reduce_bucket_size,
+        "reduce_bucket_size": strategy.reduce_bucket_size
+        or (choose_reduce_bucket(shape, world_size) if shape else _FROM_MODEL),
     }
     if strategy.offload_optimizer != "none":
-        zero["offload_optimizer"] = {"device": strategy.offload_optimizer, "pin_memory": _on_gpu(config)}
-    if strategy.zero_stage == 3:  # noqa: PLR2004
+        zero["offload_optimizer"] = _offload(config, strategy.offload_optimizer)
+    if stage == 3:  # noqa: PLR2004
+        prefetch, threshold = strategy.prefetch_bucket_size, strategy.parameter_persistence_threshold
+        if prefetch is None and shape:
+            prefetch = choose_prefetch_bucket(shape)
+        if threshold is None and shape:
+            threshold = choose_persistence_threshold(shape)
         zero |= {
-            "stage3_prefetch_bucket_size": strategy.prefetch_bucket_size,
-            "stage3_param_persistence_threshold": strategy.parameter_persistence_threshold,
+            "stage3_prefetch_bucket_size": _FROM_MODEL if prefetch is None else prefetch,
+            "stage3_param_persistence_threshold": _FROM_MODEL if threshold is None else threshold,
             "stage3_gather_16bit_weights_on_model_save": False,
+            "zero_hpz_partition_size": strategy.secondary_ranks,
+            "zero_quantized_weights": strategy.quantized_weights,
+            "zero_quantized_gradients": strategy.quantized_gradients,
         }
         if strategy.offload_parameters != "none":
-            zero["offload_param"] = {"device": strategy.offload_parameters, "pin_memory": _on_gpu(config)}
+            zero["offload_param"] = _offload(config, strategy.offload_parameters)
     return zero
+
+
+def _offload(config: RunConfig, device: str) -> dict[str, Any]:
+    place: dict[str, Any] = {"device": device, "pin_memory": _on_gpu(config)}
+    return place | {"nvme_path": config.strategy.nvme_path} if device == "nvme" else place
 
 
 def _on_gpu(config: RunConfig) -> bool:

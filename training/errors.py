@@ -33,6 +33,11 @@ class NumericError(MetierError):
     """The loss or the gradient is no longer a number."""
 
 
+def first_line(error: BaseException) -> str:
+    """Give the first line of what an upstream error says, short enough to be part of one of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2

@@ -1,15 +1,16 @@
 """The training loop. It knows no model, no GPU and no file: only the order of things."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
 from training.config.schema import LoopConfig
-from training.engine.step import SourceLoss, StepResult
-from training.errors import NumericError, StorageError
+from training.early_stop import HeldOutLoss, is_stale, remember_held_out
+from training.engine.step import Accept, SourceLoss, StepResult
+from training.errors import NumericError
+from training.guard import Verdict, judge, remember, roll_back_memory
 from training.metrics.record import StepRecord
 from training.progress import Progress
 
@@ -29,9 +30,14 @@ class Engine(Protocol[Batch_contra]):
     """Runs forward, backward and the optimizer."""
 
     def train_step(
-        self, micro_batches: Sequence[Batch_contra], *, learning_rate: float, samples_seen: int
+        self,
+        micro_batches: Sequence[Batch_contra],
+        *,
+        learning_rate: float,
+        samples_seen: int,
+        accept: Accept,
     ) -> StepResult:
-        """Do one optimizer step on this rank's micro-batches."""
+        """Do one optimizer step on this rank's micro-batches, unless ``accept`` refuses what came out."""
 
 
 class BatchStream(Protocol[Batch_co]):
@@ -47,8 +53,17 @@ class BatchStream(Protocol[Batch_co]):
 class Checkpoints(Protocol):
     """Keeps the run's progress on disk."""
 
-    def save(self, progress: Progress) -> None:
-        """Write engine and progress together; return once a crash could not lose them."""
+    def save(self, progress: Progress, *, final: bool, score: float | None) -> None:
+        """Begin to write engine and progress; a final save returns once a crash could not lose them.
+
+        ``score`` is the held-out loss at this very step, where it was measured: lower is better.
+        """
+
+    def settle(self) -> None:
+        """Tell what became of the save on its way, if that is known by now. Collective."""
+
+    def resume(self, *, every: int = 1) -> Progress:
+        """Load the newest checkpoint of a step that ``every`` divides; step 0 where there is none."""
 
 
 class Metrics(Protocol):
@@ -82,52 +97,74 @@ class Parts(Generic[Batch]):
 
     learning_rate_at: Callable[[int], float]
     memory_peak_bytes: Callable[[], int]
+    blame: Callable[[Sequence[Batch], int], list[str]]
+    """Names the documents of this step's batches, at a position, that look worst. Collective."""
+
+    tell_memory: Callable[[], None]
+    """Says what the tensors of each rank hold, once an update has made them all. Collective."""
+
+    measure_held_out: Callable[[], HeldOutLoss]
+    """Measures the loss of held-out documents. Collective."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Taken(Generic[Batch]):
+    """One step, applied or not."""
+
+    micro_batches: Sequence[Batch]
+    position: int
+    """Of the step's first sample."""
+
+    learning_rate: float
+    result: StepResult
+    verdict: Verdict
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Beside:
+    """Seconds that were spent beside the steps since the last one was told."""
+
+    checkpoint: float = 0.0
+    logging: float = 0.0
 
 
 def train(parts: Parts[Batch], config: LoopConfig, progress: Progress) -> tuple[StopReason, Progress]:
-    """Step until ``max_steps`` or a stop request; the last step is always saved.
+    """Step until ``max_steps``, an early stop or a stop request; the last step is always saved.
 
     Returns:
         Why it ended, and how far the run is.
 
     Raises:
-        NumericError: The loss is not finite.
+        NumericError: Too many steps in a row were not fit to be applied, or a spike shall stop the run.
         StorageError: The last checkpoint could not be written.
     """
     batches = iter(parts.batches)
-    stall = 0.0
-    while progress.step < config.max_steps:
-        started = time.perf_counter()
-        rate = parts.learning_rate_at(progress.step)
-        result = parts.engine.train_step(
-            next(batches), learning_rate=rate, samples_seen=progress.samples_seen
-        )
-        progress = Progress(step=progress.step + 1, samples_seen=progress.samples_seen + result.samples)
-        _check_finite(result, progress.step)
-        parts.metrics.log(
-            StepRecord(
-                step=progress.step,
-                samples_seen=progress.samples_seen,
-                loss=result.loss,
-                loss_by_source=name_losses(parts.sources, result.by_source),
-                learning_rate=rate,
-                grad_norm=result.grad_norm,
-                tokens=result.tokens,
-                targets=result.targets,
-                step_seconds=time.perf_counter() - started,
-                data_wait_seconds=parts.batches.data_wait_seconds,
-                checkpoint_stall_seconds=stall,
-                memory_peak_bytes=parts.memory_peak_bytes(),
-            )
-        )
-        stopping = parts.stop.is_set()
-        ending = stopping or progress.step == config.max_steps
-        stall = 0.0
-        if ending or progress.step % config.checkpoint_every_steps == 0:
-            stall = _save(parts, progress, must_succeed=ending)
-        if stopping and progress.step < config.max_steps:
+    beside = _Beside()
+    memory_told = False
+    while not _is_finished(progress, config):
+        taken, progress = _take_step(parts, batches, progress, config)
+        if not memory_told and taken.verdict.action == "apply":
+            parts.tell_memory()
+            memory_told = True
+        progress, held_out = _evaluate(parts, progress, config)
+        _log(parts, _record(parts, progress, taken, held_out, beside), beside)
+        if taken.verdict.action != "apply":
+            earlier = _answer(parts, progress, taken, config)
+            if earlier is not None:
+                progress = earlier
+                continue
+        stopping, finished = parts.stop.is_set(), _is_finished(progress, config)
+        parts.checkpoints.settle()
+        if stopping or finished or progress.step % config.checkpoint_every_steps == 0:
+            score = held_out.loss if held_out else None
+            beside.checkpoint = _save(parts, progress, score, final=stopping or finished)
+        if stopping and not finished:
             parts.metrics.event("preempted", step=progress.step)
             return StopReason.STOPPED, progress
+    if progress.step < config.max_steps:
+        best = progress.memory.best_held_out_loss
+        parts.metrics.event("stopped_early", step=progress.step, best_held_out_loss=best)
     return StopReason.FINISHED, progress
 
 
@@ -136,21 +173,118 @@ def name_losses(names: Sequence[str], losses: Sequence[SourceLoss]) -> dict[str,
     return {name: loss.nats / loss.targets for name, loss in zip(names, losses, strict=True) if loss.targets}
 
 
-def _check_finite(result: StepResult, step: int) -> None:
-    if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
-        raise NumericError(
-            f"step {step}: loss={result.loss}, grad_norm={result.grad_norm}; lower optimizer.learning_rate "
-            "or look at the documents of this step; the last checkpoint is untouched"
-        )
+def _is_finished(progress: Progress, config: LoopConfig) -> bool:
+    return progress.step >= config.max_steps or is_stale(progress.memory, config)
 
 
-def _save(parts: Parts[Batch], progress: Progress, *, must_succeed: bool) -> float:
-    """Save, and give the seconds that it took; a failure before the end is told and training goes on."""
+def _take_step(
+    parts: Parts[Batch], batches: Iterator[Sequence[Batch]], progress: Progress, config: LoopConfig
+) -> tuple[_Taken[Batch], Progress]:
+    """Do the next step, and judge it before it is applied."""
     started = time.perf_counter()
-    try:
-        parts.checkpoints.save(progress)
-    except StorageError as error:
-        if must_succeed:
-            raise
-        parts.metrics.event("save_failed", step=progress.step, reason=str(error))
+    micro_batches = next(batches)
+    rate = parts.learning_rate_at(progress.step)
+    result = parts.engine.train_step(
+        micro_batches,
+        learning_rate=rate,
+        samples_seen=progress.samples_seen,
+        accept=lambda result: judge(result, progress.memory, config).action == "apply",
+    )
+    taken = _Taken(
+        micro_batches=micro_batches,
+        position=progress.samples_seen,
+        learning_rate=rate,
+        result=result,
+        verdict=judge(result, progress.memory, config),
+        seconds=time.perf_counter() - started,
+    )
+    step = progress.step + 1
+    return taken, Progress(
+        step=step,
+        samples_seen=progress.samples_seen + result.samples,
+        memory=remember(progress.memory, step, result, taken.verdict, config),
+    )
+
+
+def _evaluate(
+    parts: Parts[Batch], progress: Progress, config: LoopConfig
+) -> tuple[Progress, HeldOutLoss | None]:
+    """Measure the held-out loss where it is due, and remember whether it was a gain."""
+    every = config.evaluate_every_steps
+    if every is None or (progress.step % every and progress.step != config.max_steps):
+        return progress, None
+    found = parts.measure_held_out()
+    return replace(progress, memory=remember_held_out(progress.memory, found.loss, config)), found
+
+
+def _record(
+    parts: Parts[Batch],
+    progress: Progress,
+    taken: _Taken[Batch],
+    held_out: HeldOutLoss | None,
+    beside: _Beside,
+) -> StepRecord:
+    result = taken.result
+    return StepRecord(
+        step=progress.step,
+        samples_seen=progress.samples_seen,
+        loss=result.loss,
+        loss_by_source=name_losses(parts.sources, result.by_source),
+        learning_rate=taken.learning_rate,
+        grad_norm=result.grad_norm,
+        tokens=result.tokens,
+        targets=result.targets,
+        skipped=taken.verdict.reason or None,
+        skipped_steps=progress.memory.skipped_steps,
+        held_out_loss=held_out.loss if held_out else None,
+        held_out_loss_by_source=held_out.by_source if held_out else None,
+        step_seconds=taken.seconds,
+        data_wait_seconds=parts.batches.data_wait_seconds,
+        forward_seconds=result.seconds.forward,
+        backward_seconds=result.seconds.backward,
+        optimizer_seconds=result.seconds.optimizer,
+        evaluation_seconds=held_out.seconds if held_out else 0.0,
+        checkpoint_stall_seconds=beside.checkpoint,
+        logging_seconds=beside.logging,
+        memory_peak_bytes=parts.memory_peak_bytes(),
+    )
+
+
+def _log(parts: Parts[Batch], record: StepRecord, beside: _Beside) -> None:
+    started = time.perf_counter()
+    parts.metrics.log(record)
+    beside.checkpoint, beside.logging = 0.0, time.perf_counter() - started
+
+
+def _answer(
+    parts: Parts[Batch], progress: Progress, taken: _Taken[Batch], config: LoopConfig
+) -> Progress | None:
+    """Tell of a step that was not applied; give the progress of an earlier checkpoint if it was loaded.
+
+    Raises:
+        NumericError: The verdict is to stop.
+    """
+    action, reason = taken.verdict.action, taken.verdict.reason
+    documents = parts.blame(taken.micro_batches, taken.position)
+    facts = {"step": progress.step, "samples_seen": taken.position, "reason": reason, "documents": documents}
+    if action == "stop":
+        parts.metrics.event("step_refused", **facts)
+        raise NumericError(
+            f"step {progress.step}: {reason}; look at {', '.join(documents)} or lower "
+            "optimizer.learning_rate; nothing of this step was applied and the last checkpoint is untouched"
+        )
+    earlier = parts.checkpoints.resume(every=config.checkpoint_every_steps) if action == "roll_back" else None
+    if earlier is None or earlier.step == 0:
+        parts.metrics.event("step_skipped", **facts)
+        return None
+    parts.metrics.event("rolled_back", **facts, to_step=earlier.step)
+    memory = roll_back_memory(earlier.memory, progress.memory)
+    # The stream goes on where it is: past the data that the spike came from.
+    return Progress(step=earlier.step, samples_seen=progress.samples_seen, memory=memory)
+
+
+def _save(parts: Parts[Batch], progress: Progress, score: float | None, *, final: bool) -> float:
+    """Save, and give the seconds for which the training stood still."""
+    started = time.perf_counter()
+    parts.checkpoints.save(progress, final=final, score=score)
     return time.perf_counter() - started

@@ -1,33 +1,103 @@
-"""AdamW over the trainable parameters, without decay on norms and biases."""
+"""The optimizer over the trained parameters: which of them decay, and at which rate each learns."""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
 
 from training.config.schema import OptimizerConfig
 from training.errors import ConfigError
+from training.lion import Lion
+
+RATE_FACTOR = "rate_factor"
+"""Key of a parameter group: what the schedule's rate is multiplied with for it."""
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Group the trainable parameters of ``model``: matrices decay, vectors (norms, biases) do not.
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build the optimizer over the trainable parameters of ``model``.
 
     Raises:
-        ConfigError: Nothing is trainable.
+        ConfigError: Nothing is trainable, a pattern of ``rate_factors`` matches nothing, or this machine
+            lacks what the optimizer needs.
     """
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else spared).append(parameter)
-    if not decayed and not spared:
+    groups = group_parameters(model, config)
+    betas, rate, epsilon = (config.beta1, config.beta2), config.learning_rate, config.epsilon
+    match config.kind:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=True)
+        case "adamw_cpu":
+            return _build_deepspeed_adam(groups, lr=rate, betas=betas, eps=epsilon)
+        case "adamw_8bit" | "adamw_paged":
+            # Loads the library for the GPU at hand; not every process that builds an optimizer has one.
+            import bitsandbytes  # noqa: PLC0415
+
+            kind = {"adamw_8bit": "AdamW8bit", "adamw_paged": "PagedAdamW32bit"}[config.kind]
+            built: torch.optim.Optimizer = getattr(bitsandbytes.optim, kind)(
+                groups, lr=rate, betas=betas, eps=epsilon
+            )
+            return built
+        case "lion":
+            return Lion(groups, lr=rate, betas=betas)
+        case "adafactor":
+            return torch.optim.Adafactor(groups, lr=rate, eps=(None, epsilon))
+
+
+def group_parameters(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Group the trainable parameters: matrices decay, vectors (norms, biases, lengths) do not.
+
+    Raises:
+        ConfigError: Nothing is trainable, or a pattern of ``rate_factors`` matches nothing.
+    """
+    factors = config.rate_factors
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    used: set[str] = set()
+    names = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        names.append(name)
+        pattern = next((each for each in factors if fnmatchcase(name, each)), None)
+        used |= {each for each in factors if fnmatchcase(name, each)}
+        # A parameter that ZeRO-3 cut when it was made is flat; it knows the shape that it had.
+        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+        decay = config.weight_decay if is_matrix else 0.0
+        groups.setdefault((decay, factors[pattern] if pattern else 1.0), []).append(parameter)
+    if not groups:
         raise ConfigError("the model has no trainable parameter; check adapter.targets")
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+    _check_patterns(factors, used, names)
+    return [
+        {"params": parameters, "weight_decay": decay, RATE_FACTOR: factor}
+        for (decay, factor), parameters in groups.items()
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
+
+
+def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    """Give every group of ``optimizer``, or of DeepSpeed's around it, its share of the schedule's rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group[RATE_FACTOR]
+
+
+def _check_patterns(factors: Mapping[str, float], used: set[str], names: list[str]) -> None:
+    for pattern in factors:
+        if pattern not in used:
+            raise ConfigError(
+                f"optimizer.rate_factors.{pattern} matches no trained parameter, the first of which is "
+                f"{names[0]}; a pattern covers the whole name, as *lora_B* does"
+            )
+
+
+def _build_deepspeed_adam(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+    # Imported where it is wanted: the import looks for compilers, the first use compiles for a minute or two.
+    from deepspeed.ops.adam import DeepSpeedCPUAdam  # noqa: PLC0415
+
+    try:
+        built: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    except Exception as error:
+        # Whatever the compiler says, it is long, and goes to the log as the cause.
+        raise ConfigError(
+            "optimizer.kind=adamw_cpu: DeepSpeed's CPU Adam cannot be compiled here (it needs a C++ compiler "
+            f"and ninja: {type(error).__name__}); use optimizer=adamw, which runs on the CPU as well"
+        ) from error
+    return built

@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.compose import compose_run
 from launcher.tree import ConfigTree
-from training.checkpoint.manifest import Manifest, record_file
-from training.checkpoint.weights import write_weights
+from tests.checkpoint_case import write_weights
 from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
 from training.data.corpus.manifest import SourceRecord
@@ -27,16 +26,41 @@ from training.layout import RunLayout
 from training.model.folder import find_weight_files
 from training.model.load import four_bit_config
 from training.model.source import prepare_model
+from training.model.tokenizer import load_tokenizer
 from training.model.trained import load_trained_model
 
 CPU = torch.device("cpu")
 IDS = torch.arange(40)[None]
+# More than the tiny model has rows to spare, so that its embeddings grow.
+TOKENS = f"[{','.join(f'word{number}' for number in range(70))}]"
 FORMS = {
     "full": ["adapter=none", "export.form=merged"],
     "lora merged": ["adapter=lora", "export.form=merged"],
     "qlora merged": ["adapter=qlora", "export.form=merged"],
     "lora adapter": ["adapter=lora", "export.form=adapter"],
     "qlora adapter": ["adapter=qlora", "export.form=adapter"],
+    "rslora merged": [
+        "adapter=lora",
+        "adapter.rank_stabilized=true",
+        "adapter.alpha=8",
+        "export.form=merged",
+    ],
+    "dora merged": ["adapter=dora", "export.form=merged"],
+    "qdora merged": ["adapter=dora", "adapter.base_bits=4", "export.form=merged"],
+    "dora adapter": ["adapter=dora", "export.form=adapter"],
+    "tokens merged": [
+        "adapter=qlora",
+        "adapter.trained_modules=[embed_tokens]",
+        f"model.extra_tokens={TOKENS}",
+        "export.form=merged",
+    ],
+    "tokens adapter": [
+        "adapter=lora",
+        "adapter.trained_modules=[embed_tokens]",
+        f"model.extra_tokens={TOKENS}",
+        "export.form=adapter",
+    ],
+    "frozen": ["adapter=none", "adapter.frozen=[*.layers.0.*,*embed*]", "export.form=merged"],
 }
 
 
@@ -61,36 +85,19 @@ def make_run(tmp_path: Path, overrides: list[str]) -> tuple[RunLayout, RunConfig
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-    write_checkpoint(layout, model, step=8)
+    write_weights(layout, model, step=8)
     return layout, config, model
-
-
-def write_checkpoint(layout: RunLayout, model: nn.Module, step: int) -> None:
-    folder = layout.checkpoint(step)
-    if isinstance(model, PeftModel):
-        tensors: Any = ((name, tensor) for name, tensor in model.state_dict().items() if "lora_" in name)
-    else:
-        tensors = ((name, parameter.detach()) for name, parameter in model.named_parameters())
-    files = write_weights(folder / "weights", model, tensors)
-    manifest = Manifest(
-        step=step,
-        samples_seen=step * 2,
-        world_size=1,
-        zero_stage=0,
-        incarnation=1,
-        corpus="c0ffee",
-        files=[record_file(folder, path) for path in files],
-        versions={},
-    )
-    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
 
 
 def read_again(layout: RunLayout, config: RunConfig, form: str) -> nn.Module:
     """Load as a stranger would."""
     if "adapter" not in form:
         return AutoModelForCausalLM.from_pretrained(layout.model, dtype=torch.float32)
-    options = {"quantization_config": four_bit_config(torch.float32)} if form.startswith("qlora") else {}
+    four_bits = config.adapter.base_bits == 4
+    options = {"quantization_config": four_bit_config(torch.float32)} if four_bits else {}
     base = AutoModelForCausalLM.from_pretrained(config.model.folder, dtype=torch.float32, **options)
+    if config.model.extra_tokens:
+        base.resize_token_embeddings(len(load_tokenizer(config.model)), pad_to_multiple_of=64)
     return PeftModel.from_pretrained(base, layout.model)
 
 
@@ -99,7 +106,7 @@ def test_the_export_computes_what_was_trained(
     form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout, config, trained = make_run(tmp_path, FORMS[form])
-    agreement = export(layout)
+    verified = export(layout)
     exported = read_again(layout, config, form)
     with torch.no_grad():
         wanted, found = (model(input_ids=IDS).logits for model in (trained, exported))
@@ -109,7 +116,12 @@ def test_the_export_computes_what_was_trained(
     assert difference < (1e-6 if "adapter" in form else 0.01)
     # Training moved the model much further than that, so that the test can tell.
     assert float((before - wanted).norm() / wanted.norm()) > 0.05
-    assert agreement.argmax_agreement > 0.9
+    assert verified.agreement.argmax_agreement > 0.9
+    merges_four_bits = config.adapter.base_bits == 4 and config.export.form == "merged"
+    assert (verified.into_original is not None) == merges_four_bits
+    if verified.into_original is not None:
+        # Rounding to 4 bits is no bf16 rounding: the report must tell the two merges apart.
+        assert verified.into_original.relative_difference > 5 * verified.agreement.relative_difference
     said = capsys.readouterr().out
     assert "Exported step 8" in said
     assert "Verified over 128 tokens" in said
@@ -204,13 +216,13 @@ def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(tmp_path: 
     first = (layout.model / "model.safetensors").read_bytes()
     with torch.no_grad():
         next(model.parameters()).mul_(2)
-    write_checkpoint(layout, model, step=9)
+    write_weights(layout, model, step=9)
     export(layout)
     second = (layout.model / "model.safetensors").read_bytes()
     assert first != second
     with torch.no_grad():
         next(model.parameters())[0, 0] = float("nan")
-    write_checkpoint(layout, model, step=10)
+    write_weights(layout, model, step=10)
     command = [sys.executable, "-m", "training.export", str(layout.root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2, done.stderr

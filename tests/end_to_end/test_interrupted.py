@@ -140,12 +140,14 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(
     wait_for_step(run, 7, process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
-    newest = sorted((run / "checkpoints").glob("step_*"))[-1] / "rank_00001.pt"
+    newest = sorted((run / "checkpoints").glob("step_*"))[-1] / "rank_00001.bin"
     data = bytearray(newest.read_bytes())
     data[100] ^= 1
     newest.write_bytes(data)
 
-    succeed(folder, *COMMAND)
+    told = succeed(folder, *COMMAND)
 
     assert {step: line["loss"] for step, line in journal(run).items()} == uninterrupted
     assert "checkpoint_rejected" in kinds(run)
+    assert "rank_00001.bin has changed since it was written" in told
+    assert "set aside as damaged_step_" in told

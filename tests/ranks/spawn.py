@@ -6,20 +6,36 @@ import queue
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.queues import Queue
 from typing import Any
 
+_VARIABLES = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
 
 def on_ranks(
-    world_size: int, body: Callable[..., Any], *args: object, timeout_seconds: float = 300
+    world_size: int,
+    body: Callable[..., Any],
+    *args: object,
+    timeout_seconds: float = 300,
+    preload: Sequence[str] = (),
 ) -> list[Any]:
     """Return what ``body(*args)`` returned on each rank, in rank order.
+
+    Args:
+        world_size: So many processes.
+        body: Called on each.
+        args: Its arguments.
+        timeout_seconds: How long the slowest may take.
+        preload: Modules that a process is to import once, from which the ranks are then forked.
 
     Raises:
         AssertionError: A rank raised, or did not answer in time; every process is gone by then.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver" if preload else "spawn")
+    if preload:
+        os.environ |= _VARIABLES
+        context.set_forkserver_preload(list(preload))
     answers: Queue[tuple[int, bool, Any]] = context.Queue()
     port = free_port()
     processes = [
@@ -66,8 +82,7 @@ def _rank(
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
+        **_VARIABLES,
     }
     try:
         answers.put((rank, True, body(*args)))

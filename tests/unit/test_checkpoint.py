@@ -1,86 +1,29 @@
 """Checkpoints: complete or absent, verified when read, fenced against an older start."""
 
-import json
 import resource
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
+from tests.checkpoint_case import Events, at
+from tests.fake_run import FakeEngine, open_fake_store
 from training.checkpoint.fence import FencedError, claim_incarnation
 from training.checkpoint.load import find_checkpoint
 from training.checkpoint.manifest import list_checkpoints
-from training.checkpoint.store import CheckpointStore, Lineage
 from training.errors import CheckpointError, StorageError
 from training.layout import RunLayout
-from training.progress import Progress
-from training.ranks import Ranks
-
-
-class FakeEngine:
-    """An engine whose whole state is one tensor."""
-
-    def __init__(self, value: float = 0.0) -> None:
-        self.model = nn.Linear(2, 2)
-        self.value = torch.full((50_000,), value)
-
-    def state(self) -> dict[str, Any]:
-        return {"value": self.value}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.value = state["value"]
-
-    def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.model.state_dict().items()
-
-
-@dataclass
-class Events:
-    """Remembers what was reported."""
-
-    kinds: list[str] = field(default_factory=list)
-
-    def event(self, kind: str, **facts: object) -> None:
-        self.kinds.append(kind)
-
-
-def open_store(
-    root: Path,
-    engine: FakeEngine,
-    *,
-    world_size: int = 1,
-    corpus: str = "c0ffee",
-    events: Events | None = None,
-) -> CheckpointStore:
-    layout = RunLayout(root)
-    lineage = Lineage(
-        layout=layout,
-        ranks=Ranks(rank=0, local_rank=0, world_size=world_size),
-        zero_stage=2,
-        incarnation=claim_incarnation(layout.incarnations),
-        corpus=corpus,
-        keep=2,
-        versions={},
-    )
-    return CheckpointStore(engine, lineage, events or Events())
-
-
-def at(step: int) -> Progress:
-    return Progress(step=step, samples_seen=8 * step)
+from training.progress import Memory, Progress
 
 
 def save_steps(root: Path, *steps: int) -> None:
     engine = FakeEngine()
-    store = open_store(root, engine)
+    store = open_fake_store(root, engine)
     for step in steps:
         engine.value = torch.full((50_000,), float(step))
-        store.save(at(step))
+        store.save(at(step), final=True)
 
 
 def names(root: Path) -> list[str]:
@@ -88,32 +31,38 @@ def names(root: Path) -> list[str]:
 
 
 def test_a_run_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> None:
-    assert open_store(tmp_path, FakeEngine()).resume() == at(0)
+    assert open_fake_store(tmp_path, FakeEngine()).resume() == at(0)
 
 
 def test_a_resumed_run_has_the_state_and_the_position_of_the_newest_checkpoint(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 2, 3)
     engine = FakeEngine()
 
-    assert open_store(tmp_path, engine).resume() == at(3)
+    assert open_fake_store(tmp_path, engine).resume() == at(3)
     assert torch.equal(engine.value, torch.full((50_000,), 3.0))
+
+
+def test_what_the_loop_remembers_travels_with_the_checkpoint_to_the_last_bit(tmp_path: Path) -> None:
+    memory = Memory(recent=(0.1, 1 / 3), skipped_steps=2, furthest_step=9, best_held_out_loss=2 / 3)
+    saved = Progress(step=7, samples_seen=72, memory=memory)
+    open_fake_store(tmp_path, FakeEngine()).save(saved, final=True)
+
+    assert open_fake_store(tmp_path, FakeEngine()).resume() == saved
+
+
+def test_a_run_that_is_rolled_back_passes_over_the_checkpoint_that_a_stop_left(tmp_path: Path) -> None:
+    save_steps(tmp_path, 6, 7)
+    engine = FakeEngine()
+
+    assert open_fake_store(tmp_path, engine).resume(every=3).step == 6
+    assert torch.equal(engine.value, torch.full((50_000,), 6.0))
+    assert open_fake_store(tmp_path, engine).resume(every=4) == at(0)
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 2, 3, 4)
 
     assert names(tmp_path) == ["step_00000003", "step_00000004"]
-
-
-def test_the_weights_lie_beside_the_state_under_their_own_names(tmp_path: Path) -> None:
-    engine = FakeEngine()
-    open_store(tmp_path, engine).save(at(1))
-
-    folder = find_checkpoint(RunLayout(tmp_path), None) / "weights"
-    summary = json.loads((folder / "weights.json").read_text())
-    tensors = load_file(folder / summary["files"][0])
-    assert summary["kind"] == "full"
-    assert all(torch.equal(tensors[name], value) for name, value in engine.model.state_dict().items())
 
 
 def flip_a_bit(path: Path) -> None:
@@ -123,12 +72,13 @@ def flip_a_bit(path: Path) -> None:
 
 
 DAMAGES = {
-    "a flipped bit": lambda folder: flip_a_bit(folder / "rank_00000.pt"),
-    "a truncated file": lambda folder: (folder / "rank_00000.pt").write_bytes(b"short"),
-    "a missing file": lambda folder: (folder / "rank_00000.pt").unlink(),
+    "a flipped bit": lambda folder: flip_a_bit(folder / "rank_00000.bin"),
+    "a truncated file": lambda folder: (folder / "rank_00000.bin").write_bytes(b"short"),
+    "a missing file": lambda folder: (folder / "rank_00000.bin").unlink(),
     "an empty manifest": lambda folder: (folder / "manifest.json").write_text(""),
     "a manifest of another kind": lambda folder: (folder / "manifest.json").write_text("{}"),
-    "damaged weights": lambda folder: flip_a_bit(folder / "weights" / "weights_00000.safetensors"),
+    "a damaged index": lambda folder: flip_a_bit(folder / "index.json"),
+    "a missing index": lambda folder: (folder / "index.json").unlink(),
 }
 
 
@@ -138,9 +88,11 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_read(tmp_pat
     damage(RunLayout(tmp_path).checkpoint(2))
     engine, events = FakeEngine(), Events()
 
-    assert open_store(tmp_path, engine, events=events).resume() == at(1)
+    assert open_fake_store(tmp_path, engine, events=events).resume() == at(1)
     assert float(engine.value[0]) == 1.0
-    assert events.kinds == ["checkpoint_rejected"]
+    assert events.kinds == ["checkpoint_rejected", "note"]
+    assert "step_00000002" in events.notes[0]
+    assert "set aside as damaged_step_00000002" in events.notes[0]
     assert names(tmp_path) == ["step_00000001"]
     assert (RunLayout(tmp_path).checkpoints / "damaged_step_00000002").is_dir()
 
@@ -148,26 +100,19 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_read(tmp_pat
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 2)
     for step in (1, 2):
-        flip_a_bit(RunLayout(tmp_path).checkpoint(step) / "rank_00000.pt")
+        flip_a_bit(RunLayout(tmp_path).checkpoint(step) / "rank_00000.bin")
 
     # The second time they have been set aside already, and that must not look like a new run.
     for _ in range(2):
         with pytest.raises(CheckpointError, match="2 checkpoints and none can be read"):
-            open_store(tmp_path, FakeEngine()).resume()
-
-
-def test_another_number_of_ranks_is_refused_in_words(tmp_path: Path) -> None:
-    save_steps(tmp_path, 1)
-
-    with pytest.raises(CheckpointError, match="was cut for 1 processes at ZeRO stage 2, this start has 2"):
-        open_store(tmp_path, FakeEngine(), world_size=2).resume()
+            open_fake_store(tmp_path, FakeEngine()).resume()
 
 
 def test_a_position_in_another_corpus_is_refused_in_words(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
 
     with pytest.raises(CheckpointError, match="was trained on another corpus"):
-        open_store(tmp_path, FakeEngine(), corpus="decaf").resume()
+        open_fake_store(tmp_path, FakeEngine(), corpus="decaf").resume()
 
 
 def test_what_died_half_written_is_not_a_checkpoint_and_is_swept_by_the_next_save(tmp_path: Path) -> None:
@@ -175,22 +120,22 @@ def test_what_died_half_written_is_not_a_checkpoint_and_is_swept_by_the_next_sav
     checkpoints = RunLayout(tmp_path).checkpoints
     half = checkpoints / ".staging_00000002_1"
     half.mkdir()
-    (half / "rank_00000.pt").write_bytes(b"half")
+    (half / "rank_00000.bin").write_bytes(b"half")
 
-    store = open_store(tmp_path, FakeEngine())
+    store = open_fake_store(tmp_path, FakeEngine())
     assert store.resume() == at(1)
-    store.save(at(2))
+    store.save(at(2), final=True)
 
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_00000001", "step_00000002"]
 
 
 def test_an_older_start_of_the_run_may_not_commit(tmp_path: Path) -> None:
-    older = open_store(tmp_path, FakeEngine(1.0))
-    newer = open_store(tmp_path, FakeEngine(2.0))
+    older = open_fake_store(tmp_path, FakeEngine(1.0))
+    newer = open_fake_store(tmp_path, FakeEngine(2.0))
 
-    newer.save(at(1))
+    newer.save(at(1), final=True)
     with pytest.raises(FencedError, match="start 2 of this run has taken over; start 1 ends"):
-        older.save(at(2))
+        older.save(at(2), final=True)
 
     assert names(tmp_path) == ["step_00000001"]
 
@@ -198,22 +143,22 @@ def test_an_older_start_of_the_run_may_not_commit(tmp_path: Path) -> None:
 def test_a_disk_that_refuses_leaves_nothing_behind_and_harms_no_older_checkpoint(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
     engine = FakeEngine()
-    store = open_store(tmp_path, engine)
+    store = open_fake_store(tmp_path, engine)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     # A file of this process may not grow past 16 KiB: write fails as on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, limits[1]))
     try:
         with pytest.raises(StorageError, match=r"checkpoint of step 2 .*free some space"):
-            store.save(at(2))
+            store.save(at(2), final=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
 
     assert [path.name for path in RunLayout(tmp_path).checkpoints.iterdir()] == ["step_00000001"]
-    assert open_store(tmp_path, engine).resume() == at(1)
-    store = open_store(tmp_path, engine)
-    store.save(at(2))
+    assert open_fake_store(tmp_path, engine).resume() == at(1)
+    store = open_fake_store(tmp_path, engine)
+    store.save(at(2), final=True)
     assert names(tmp_path) == ["step_00000001", "step_00000002"]
 
 

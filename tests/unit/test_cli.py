@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from launcher.__main__ import main
-from launcher.arguments import VERBS
+from launcher.arguments import COMPOSED_VERBS, VERBS
+from launcher.checkpoints import ACTIONS
 from launcher.reference import write_reference
 from launcher.tree import GROUPS, ConfigTree
 
@@ -28,7 +29,7 @@ def test_the_bare_command_shows_every_verb_and_three_examples(
     assert len([line for line in said.splitlines() if line.startswith("  metier ")]) == 3
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMPOSED_VERBS)
 def test_a_verbs_help_lists_every_choice_and_three_examples(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,6 +37,28 @@ def test_a_verbs_help_lists_every_choice_and_three_examples(
     said = capsys.readouterr().out
     assert all(choice in said for group in GROUPS for choice in TREE.choices(group))
     assert len([line for line in said.splitlines() if line.startswith(f"  metier {verb} ")]) == 3
+
+
+def test_the_help_of_checkpoints_names_every_action(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["checkpoints", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {action} " in said for action in ACTIONS)
+
+
+def test_checkpoints_refuses_what_it_does_not_know_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path("runs/mine")
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    for words, line in {
+        ("mine", "lits"): "lits is no action; did you mean list?; wanted list, verify, prune, convert",
+        ("mine", "prune", "step=3"): "step is no setting of prune; it has none",
+        ("mine", "verify", "step=x"): "step=x: wanted a number of steps",
+        ("mine", "verify", "prune"): "prune: one action at a time; a setting is step=N or to=FOLDER",
+        ("mine", "convert", "to=here"): "to=FOLDER needs step=N: say which checkpoint",
+        ("mein",): "mein is no run, neither mein/run.json nor runs/mein/run.json exists; did you mean mine?",
+    }.items():
+        assert main(["checkpoints", *words]) == 2
+        assert capsys.readouterr().err == f"metier checkpoints: {line}\n"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +110,7 @@ def test_a_folder_of_ones_own_is_found(flag: list[str], capsys: pytest.CaptureFi
     assert yaml.safe_load(capsys.readouterr().out)["name"] == "mine"
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMPOSED_VERBS)
 def test_a_dry_run_writes_nothing(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "experiment=tiny_smoke", "dry_run=true"]) == 0
     assert "dry run: nothing is written, nothing is started" in capsys.readouterr().out

@@ -96,6 +96,11 @@ def test_many_differences_are_counted(config: RunConfig) -> None:
         {"loop__log_every_steps": 2},
         {"loop__keep_checkpoints": 9},
         {"loop__checkpoint_every_steps": 2},
+        {"loop__keep_every_steps": 2},
+        {"cluster__processes_per_node": 2},
+        {"strategy__zero_stage": 3},
+        {"strategy__offload_optimizer": "cpu"},
+        {"batch__micro_batch_size": 2},
     ],
 )
 def test_what_does_not_change_the_weights_is_frozen_anew(config: RunConfig, change: dict[str, Any]) -> None:
@@ -104,10 +109,10 @@ def test_what_does_not_change_the_weights_is_frozen_anew(config: RunConfig, chan
     assert read_frozen(freeze_run(wanted).config) == wanted
 
 
-def test_the_number_of_processes_may_not_change(config: RunConfig) -> None:
+def test_what_deepspeed_is_told_beside_our_settings_may_not_change(config: RunConfig) -> None:
     freeze_run(config)
-    with pytest.raises(ConfigError, match=r"cluster\.processes_per_node: 1 -> 2"):
-        freeze_run(changed(config, cluster__processes_per_node=2))
+    with pytest.raises(ConfigError, match=r"strategy\.deepspeed_extra\.prescale_gradients: "):
+        freeze_run(changed(config, strategy__deepspeed_extra={"prescale_gradients": True}))
 
 
 def test_a_run_that_was_never_started_cannot_be_evaluated(config: RunConfig, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def refusal(*overrides: str, tree: ConfigTree = TREE) -> str:
 @pytest.mark.parametrize("row", range(max(len(TREE.choices(group)) for group in GROUPS)))
 def test_every_choice_of_every_group_composes(row: int) -> None:
     # Side by side, a choice of each group at a time: composing takes a while.
-    groups = [group for group in GROUPS if group != "experiment" and row < len(TREE.choices(group))]
+    apart = {"experiment", "optimizer", "strategy"}
+    groups = [group for group in GROUPS if group not in apart and row < len(TREE.choices(group))]
     chosen = {group: TREE.choices(group)[row] for group in groups}
     own = chosen.get("data") in {"files", "files_chat"}
     needed = ["data.path=mine", "data.sources.files.paths=[chats.jsonl]"] if own else []
@@ -32,6 +33,26 @@ def test_every_choice_of_every_group_composes(row: int) -> None:
     for group in ("schedule", "tracker"):
         section = getattr(config, group)
         assert chosen.get(group) in {None, getattr(section, "kind", None), getattr(section, "mode", None)}
+
+
+PARTNERS = {
+    "optimizer=adafactor": ["strategy=zero0", "precision=fp32"],
+    "optimizer=adamw_8bit": ["cluster=gpu_node"],
+    "optimizer=adamw_cpu": ["strategy=zero2_offload"],
+    "optimizer=adamw_paged": ["cluster=gpu_node"],
+    "strategy=zero3_nvme": ["strategy.nvme_path=/scratch"],
+    "strategy=zeropp": ["cluster=gpu_node"],
+}
+"""What a choice needs beside it."""
+
+
+@pytest.mark.parametrize(
+    "choice", [f"{group}={name}" for group, name in CHOICES if group in {"optimizer", "strategy"}]
+)
+def test_every_optimizer_and_strategy_composes_with_what_it_needs(choice: str) -> None:
+    config = compose_run(["name=mine", choice, *PARTNERS.get(choice, [])], TREE).config
+    group, _, name = choice.partition("=")
+    assert group == "strategy" or config.optimizer.kind == name
 
 
 def test_every_group_has_a_folder_and_every_folder_is_a_group() -> None:
@@ -86,7 +107,11 @@ def test_every_file_begins_by_saying_what_it_is() -> None:
             ["experiment=tiny_smok"],
             "experiment=tiny_smok: there is no such experiment; did you mean tiny_smoke?",
         ),
-        (["optimizer=null"], "optimizer=null: there is no such optimizer; known here: adamw"),
+        (
+            ["optimizer=null"],
+            "optimizer=null: there is no such optimizer; known here: adafactor, adamw, adamw_8bit, "
+            "adamw_cpu, adamw_paged, lion",
+        ),
         (["+optimizer=adamw"], "+optimizer=adamw: optimizer is chosen without a plus: optimizer=adamw"),
         (["optimizer@x=adamw"], "optimizer@x=adamw: a group has one place here; write optimizer=..."),
         (["tiny_smoke"], "tiny_smoke: wanted KEY=VALUE; did you mean experiment=tiny_smoke?"),

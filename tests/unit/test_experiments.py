@@ -9,6 +9,7 @@ from launcher.dry_run import describe_training
 from launcher.tree import ConfigTree
 from training.batch import find_world_size, plan_batch
 from training.config.schema import RunConfig
+from training.rules.strategies import effective_stage
 
 TREE = ConfigTree(None)
 EXPERIMENTS = TREE.choices("experiment")
@@ -32,7 +33,8 @@ def test_an_experiment_passes_the_checks_under_its_own_name(experiment: str) -> 
 def test_an_experiment_can_be_described_without_being_run(experiment: str) -> None:
     config = composed(experiment)
     words = describe_training(config)
-    assert f'"stage": {config.strategy.zero_stage}' in words
+    stage = effective_stage(config.strategy.zero_stage, config.precision)
+    assert f'"stage": {stage}' in words
     assert f"--nproc-per-node={find_world_size(config.cluster) // config.cluster.nodes}" in words
 
 

@@ -6,14 +6,37 @@ from dataclasses import dataclass, field
 import pytest
 
 from training.config.schema import LoopConfig
-from training.engine.step import SourceLoss, StepResult
+from training.early_stop import HeldOutLoss
+from training.engine.step import Accept, SourceLoss, StepResult
 from training.errors import NumericError, StorageError
 from training.loop import Parts, StopReason, train
 from training.metrics.record import StepRecord
 from training.progress import Progress
 
 START = Progress(step=0, samples_seen=0)
-CONFIG = LoopConfig(max_steps=7, log_every_steps=2, checkpoint_every_steps=3, keep_checkpoints=2)
+CONFIG = LoopConfig(
+    max_steps=7,
+    log_every_steps=2,
+    checkpoint_every_steps=3,
+    keep_checkpoints=2,
+    keep_every_steps=None,
+    max_skipped_in_a_row=2,
+    spike="none",
+    spike_measure="loss",
+    spike_window_steps=2,
+    spike_deviations=10,
+    evaluate_every_steps=None,
+    held_out_documents=1,
+    patience=None,
+    min_change=0.0,
+)
+
+
+def changed(**settings: object) -> LoopConfig:
+    return CONFIG.model_copy(update=settings)
+
+
+NAN = float("nan")
 
 
 @dataclass
@@ -27,8 +50,16 @@ class Fake:
     trained: list[int] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     saved: list[Progress] = field(default_factory=list)
+    final: list[bool] = field(default_factory=list)
+    settled: int = 0
     logged: list[StepRecord] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+    loaded: list[Progress] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    facts: list[dict[str, object]] = field(default_factory=list)
+    told_memory: list[int] = field(default_factory=list)
+    applied: list[int] = field(default_factory=list)
     data_wait_seconds: float = 0.0
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -38,25 +69,43 @@ class Fake:
             position += 1
 
     def train_step(
-        self, micro_batches: Sequence[int], *, learning_rate: float, samples_seen: int
+        self, micro_batches: Sequence[int], *, learning_rate: float, samples_seen: int, accept: Accept
     ) -> StepResult:
         self.trained.extend(micro_batches)
         self.rates.append(learning_rate)
         assert samples_seen == 8 * micro_batches[0]
         loss = self.losses.get(micro_batches[0], 1.0)
         parts = (SourceLoss(8 * loss, 8), SourceLoss(0.0, 0), SourceLoss(48 * loss, 24))
-        return StepResult(loss=loss, grad_norm=1.0, samples=8, tokens=64, targets=32, by_source=parts)
+        result = StepResult(loss=loss, grad_norm=1.0, samples=8, tokens=64, targets=32, by_source=parts)
+        if accept(result):
+            self.applied.extend(micro_batches)
+        return result
 
-    def save(self, progress: Progress) -> None:
-        if progress.step in self.failing_saves:
+    def save(self, progress: Progress, *, final: bool, score: float | None) -> None:
+        if progress.step in self.failing_saves and final:
             raise StorageError("no space")
         self.saved.append(progress)
+        self.final.append(final)
+        self.scores.append(score)
+
+    def settle(self) -> None:
+        self.settled += 1
+
+    def resume(self, *, every: int = 1) -> Progress:
+        regular = [saved for saved in self.saved if saved.step % every == 0]
+        self.loaded.append(regular[-1] if regular else START)
+        return self.loaded[-1]
+
+    def measure(self) -> HeldOutLoss:
+        loss = self.held_out.pop(0)
+        return HeldOutLoss(loss=loss, by_source={"law": loss}, seconds=0.0)
 
     def log(self, record: StepRecord) -> None:
         self.logged.append(record)
 
     def event(self, kind: str, **facts: object) -> None:
         self.events.append(kind)
+        self.facts.append(facts)
 
     def is_set(self) -> bool:
         return len(self.trained) >= self.stop_after
@@ -71,6 +120,9 @@ class Fake:
             sources=["law", "medicine", "replay"],
             learning_rate_at=float,
             memory_peak_bytes=lambda: 0,
+            blame=lambda batches, position: [f"document {batches[0]}", f"at {position}"],
+            tell_memory=lambda: self.told_memory.append(len(self.trained)),
+            measure_held_out=self.measure,
         )
 
 
@@ -80,10 +132,13 @@ def test_every_step_is_logged_and_checkpoints_come_when_due_and_at_the_end() -> 
     reason, progress = train(fake.parts(), CONFIG, START)
 
     assert reason is StopReason.FINISHED
-    assert progress == Progress(step=7, samples_seen=56)
+    assert (progress.step, progress.samples_seen) == (7, 56)
     assert [record.step for record in fake.logged] == [1, 2, 3, 4, 5, 6, 7]
     assert [saved.step for saved in fake.saved] == [3, 6, 7]
+    assert fake.final == [False, False, True]
+    assert fake.settled == 7, "what became of a save is asked for at every step"
     assert fake.rates == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert fake.told_memory == [1], "the memory is told once, after the first step"
 
 
 def test_the_loss_of_each_source_is_logged_by_name_where_it_has_targets() -> None:
@@ -107,17 +162,7 @@ def test_an_interrupted_run_trains_what_an_uninterrupted_one_does(interrupted_at
     assert first.saved[-1] == progress
     assert first.trained + second.trained == list(range(7))
     assert first.rates + second.rates == [float(step) for step in range(7)]
-    assert second.saved[-1] == Progress(step=7, samples_seen=56)
-
-
-def test_a_failed_save_in_the_middle_is_told_and_training_goes_on() -> None:
-    fake = Fake(failing_saves={3})
-
-    reason, _ = train(fake.parts(), CONFIG, START)
-
-    assert reason is StopReason.FINISHED
-    assert fake.events == ["save_failed"]
-    assert [saved.step for saved in fake.saved] == [6, 7]
+    assert (second.saved[-1].step, second.saved[-1].samples_seen) == (7, 56)
 
 
 def test_a_run_whose_last_save_fails_does_not_end_as_finished() -> None:
@@ -127,13 +172,118 @@ def test_a_run_whose_last_save_fails_does_not_end_as_finished() -> None:
         train(fake.parts(), CONFIG, START)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(value: float) -> None:
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+def test_a_step_whose_loss_is_no_number_is_not_applied_and_the_data_goes_on(value: float) -> None:
     fake = Fake(losses={2: value})
 
-    with pytest.raises(NumericError, match="step 3: loss="):
+    train(fake.parts(), CONFIG, START)
+
+    assert fake.trained == list(range(7))
+    assert fake.applied == [0, 1, 3, 4, 5, 6]
+    assert [record.skipped for record in fake.logged] == [None] * 2 + ["the loss is not finite"] + [None] * 4
+    assert [record.skipped_steps for record in fake.logged] == [0, 0, 1, 1, 1, 1, 1]
+    assert fake.events == ["step_skipped"]
+    assert fake.facts[0]["step"] == 3
+    assert fake.facts[0]["documents"] == ["document 2", "at 16"]
+
+
+def test_too_many_of_them_in_a_row_stop_the_run_and_name_the_documents() -> None:
+    fake = Fake(losses={3: NAN, 4: NAN, 5: NAN})
+
+    with pytest.raises(
+        NumericError, match=r"step 6: .* 2 skipped steps before it; look at document 5, at 40"
+    ):
         train(fake.parts(), CONFIG, START)
-    assert fake.saved == []
+    assert [saved.step for saved in fake.saved] == [3]
+    assert fake.events == ["step_skipped", "step_skipped", "step_refused"]
+
+
+def test_a_spike_rolls_back_to_the_last_regular_checkpoint_and_goes_on_past_its_data() -> None:
+    fake = Fake(losses={4: 9.0})
+
+    reason, progress = train(fake.parts(), changed(spike="roll_back"), START)
+
+    assert reason is StopReason.FINISHED
+    # Batch 4 is step 5; the weights go back to those of step 3, the data goes on with batch 5.
+    assert [record.step for record in fake.logged] == [1, 2, 3, 4, 5, 4, 5, 6, 7]
+    assert fake.trained == list(range(9))
+    assert fake.applied == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert (progress.step, progress.samples_seen) == (7, 72)
+    assert fake.rates == [0, 1, 2, 3, 4, 3, 4, 5, 6]
+    assert fake.events == ["rolled_back"]
+    assert fake.facts[0]["to_step"] == 3
+    assert progress.memory.skipped_steps == 1
+
+
+def test_a_spike_before_the_first_checkpoint_is_skipped() -> None:
+    fake = Fake(losses={2: 9.0})
+
+    train(fake.parts(), changed(spike="roll_back"), START)
+
+    assert fake.applied == [0, 1, 3, 4, 5, 6]
+    assert fake.events == ["step_skipped"]
+
+
+@pytest.mark.parametrize("interrupted_at", range(1, 9))
+def test_a_run_that_rolls_back_ends_the_same_wherever_it_is_interrupted(interrupted_at: int) -> None:
+    settings = changed(spike="roll_back", max_steps=8)
+    losses = {position: 1.0 + position / 1000 for position in range(20)} | {4: 9.0, 7: NAN}
+    whole = Fake(losses=losses)
+    _, wanted = train(whole.parts(), settings, START)
+
+    first = Fake(losses=losses, stop_after=interrupted_at)
+    reason, progress = train(first.parts(), settings, START)
+    second = Fake(losses=losses, start=progress.samples_seen // 8, saved=first.saved)
+    _, found = train(second.parts(), settings, progress)
+
+    assert reason is StopReason.STOPPED
+    assert found == wanted
+    told = {record.step: (record.loss, record.skipped_steps) for record in first.logged + second.logged}
+    assert repr(told) == repr(
+        {record.step: (record.loss, record.skipped_steps) for record in whole.logged}
+    ), "NaN is not equal to itself, its name is"
+    assert first.applied + second.applied == whole.applied
+
+
+def test_the_held_out_loss_is_measured_when_due_and_at_the_end_and_handed_to_the_checkpoint() -> None:
+    fake = Fake(held_out=[3.0, 2.0, 2.5, 1.5])
+
+    train(fake.parts(), changed(evaluate_every_steps=2), START)
+
+    assert [record.held_out_loss for record in fake.logged] == [None, 3.0, None, 2.0, None, 2.5, 1.5]
+    assert fake.logged[1].held_out_loss_by_source == {"law": 3.0}
+    assert [(saved.step, score) for saved, score in zip(fake.saved, fake.scores, strict=True)] == [
+        (3, None), (6, 2.5), (7, 1.5),
+    ]  # fmt: skip
+
+
+def test_a_run_without_gains_stops_early_and_is_saved() -> None:
+    fake = Fake(held_out=[3.0, 2.0, 1.95, 2.1])
+    settings = changed(evaluate_every_steps=1, patience=2, min_change=0.1)
+
+    reason, progress = train(fake.parts(), settings, START)
+
+    assert reason is StopReason.FINISHED
+    assert progress.step == 4
+    assert fake.saved[-1] == progress
+    assert fake.events == ["stopped_early"]
+    assert fake.facts[0]["best_held_out_loss"] == 2.0
+    again = Fake()
+    assert train(again.parts(), settings, progress)[1] == progress
+    assert again.trained == []
+
+
+@pytest.mark.parametrize("interrupted_at", range(1, 4))
+def test_patience_survives_an_interruption(interrupted_at: int) -> None:
+    held_out = [3.0, 2.0, 2.0, 2.0]
+    settings = changed(evaluate_every_steps=1, patience=2)
+    first = Fake(held_out=held_out, stop_after=interrupted_at)
+
+    _, progress = train(first.parts(), settings, START)
+    second = Fake(held_out=held_out, start=progress.step)
+    _, progress = train(second.parts(), settings, progress)
+
+    assert progress.step == 4
 
 
 def test_a_finished_run_trains_no_further() -> None:

@@ -2,11 +2,15 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from training.metrics.progress import LiveScreen, PlainScreen, open_screen
+from training.metrics.goodput import find_goodput, read_first_start
+from training.metrics.journal import Journal, read_journal
+from training.metrics.progress import LiveScreen, PlainScreen, open_screen, say_event
 from training.metrics.rates import find_mfu, find_tokens_per_second, say_duration
 from training.metrics.record import Hardware, StepRecord, journal_line
 
@@ -104,3 +108,48 @@ def test_a_terminal_gets_a_live_bar_and_a_file_plain_lines() -> None:
 )
 def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
     assert say_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "text"),
+    [
+        ("note", {"text": "weights are rounded"}, "weights are rounded"),
+        ("saved", {"step": 3}, ""),
+        (
+            "rolled_back",
+            {"step": 9, "reason": "loss 9 is above 3", "to_step": 6},
+            "step 9 was not applied: loss 9 is above 3; back to step 6, on past its data",
+        ),
+        (
+            "memory",
+            {
+                "ranks": [
+                    {"weights": 2**31, "gradients": 0, "optimizer": 2**20, "buffers": 0, "host": 0},
+                    {"weights": 2**30, "gradients": 0, "optimizer": 2**21, "buffers": 0, "host": 2**21},
+                ]
+            },
+            "memory of a rank: weights 2.00 GiB, gradients 0.0 MiB, optimizer 2.0 MiB, buffers 0.0 MiB; "
+            "2.0 MiB of it on the host",
+        ),
+        (
+            "finished",
+            {"step": 9, "goodput": 0.932, "wall_seconds": 125.0},
+            "goodput 93.2%: so much of 2m05s since the first start was useful steps",
+        ),
+    ],
+)
+def test_events_that_a_person_should_see_are_one_line(kind: str, facts: dict[str, Any], text: str) -> None:
+    assert say_event(kind, facts) == text
+
+
+def test_goodput_counts_a_step_once_and_a_skipped_one_not_at_all(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    for incarnation, step, extra in [(1, 1, {}), (1, 2, {}), (2, 2, {}), (2, 3, {"skipped": "no number"})]:
+        journal.append({"step": step, "step_seconds": 3.0, "incarnation": incarnation, **extra})
+    journal.close()
+    (tmp_path / "000001.json").write_text('{"time": 1000.0}')
+    (tmp_path / "000002.json").write_text('{"time": 1008.0}')
+
+    found = find_goodput(read_journal(journal.path), started=read_first_start(tmp_path), now=1010.0)
+
+    assert (found.useful_seconds, found.wall_seconds, found.goodput) == (6.0, 10.0, 0.6)

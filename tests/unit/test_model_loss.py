@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from training.model import loss as fused
-from training.model.loss import Groups, linear_cross_entropy, linear_cross_entropy_per_row
+from training.model.loss import Groups, Terms, linear_cross_entropy, linear_cross_entropy_per_row
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +68,28 @@ def test_the_sums_of_groups_are_those_of_their_rows_and_change_no_gradient(
     assert loss.item() == whole.item() == pytest.approx(sum(of_rows), rel=1e-6)
     for one, other in zip(torch.autograd.grad(loss, (hidden, weight, offset)), wanted, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 100])
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.1, 0.0), (0.0, 1e-2), (0.3, 1e-3)])
+def test_smoothing_and_z_loss_are_those_of_the_plain_formulas_and_the_told_sums_are_without_them(
+    rows: int, smoothing: float, z_loss: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fused._CHUNK_ELEMENTS, "cpu", rows * 50)
+    hidden, weight, offset, targets = make(torch.float64, bias=True)
+    inputs = (hidden, weight, offset)
+    logits = F.linear(hidden, weight, offset)
+    plain = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    plain = plain + z_loss * logits.logsumexp(-1).square().sum()
+    wanted = torch.autograd.grad(plain, inputs)
+
+    loss, sums = linear_cross_entropy(*inputs, targets, None, Terms(smoothing, z_loss))
+
+    torch.testing.assert_close(loss, plain, rtol=1e-12, atol=1e-12)
+    assert sums.item() == pytest.approx(F.cross_entropy(logits, targets, reduction="sum").item(), rel=1e-12)
+    assert abs(loss.item() - sums.item()) > 1e-3, "the case must tell the two apart"
+    for one, other in zip(torch.autograd.grad(loss, inputs), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
 def test_gradients_pass_gradcheck() -> None:

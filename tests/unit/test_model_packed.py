@@ -21,6 +21,7 @@ from transformers import (
 
 from training.config.schema import AdapterConfig
 from training.errors import ModelError
+from training.model.adapter import attach_adapter
 from training.model.attention import (
     DOCUMENTS,
     FLASH,
@@ -31,7 +32,7 @@ from training.model.attention import (
     register_attention,
 )
 from training.model.inputs import IGNORE_INDEX, Batch, count_targets_by_source
-from training.model.load import attach_adapter, enable_activation_checkpointing
+from training.model.load import enable_activation_checkpointing
 from training.model.packed import PackedLanguageModel, document_losses
 
 SIZES = {
@@ -43,7 +44,17 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 32768,
 }
-ADAPTER = AdapterConfig(kind="lora", base_bits=16, rank=2, alpha=4, dropout=0.0, targets="all-linear")
+ADAPTER = AdapterConfig(
+    kind="lora",
+    base_bits=16,
+    rank=2,
+    alpha=4,
+    rank_stabilized=False,
+    dropout=0.0,
+    targets="all-linear",
+    trained_modules=[],
+    frozen=[],
+)
 LENGTHS = [17, 40, 1, 33, 39, 5, 64, 2, 70]
 
 

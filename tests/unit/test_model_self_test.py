@@ -23,8 +23,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from training.config.schema import AdapterConfig
 from training.errors import ModelError
+from training.model.adapter import attach_adapter
 from training.model.attention import DOCUMENTS, attend_documents, group_documents, register_attention
-from training.model.load import attach_adapter, enable_activation_checkpointing
+from training.model.load import enable_activation_checkpointing
 from training.model.self_test import CUTS, LIMITS, MOVED_LIMITS, check_isolation, find_difference
 
 SIZES = {
@@ -36,7 +37,17 @@ SIZES = {
     "num_key_value_heads": 2,
     "attn_implementation": DOCUMENTS,
 }
-ADAPTER = AdapterConfig(kind="lora", base_bits=16, rank=2, alpha=4, dropout=0.5, targets="all-linear")
+ADAPTER = AdapterConfig(
+    kind="lora",
+    base_bits=16,
+    rank=2,
+    alpha=4,
+    rank_stabilized=False,
+    dropout=0.5,
+    targets="all-linear",
+    trained_modules=[],
+    frozen=[],
+)
 DICE = np.random.default_rng(0)
 TEXTS = [DICE.integers(0, 96, length).astype(np.int32) for length in (60, 25, 44)]
 

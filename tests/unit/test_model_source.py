@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from tests.checkpoint_case import write_weights
 from training.config.schema import AdapterConfig, ModelConfig
 from training.errors import CheckpointError, ModelError, StorageError
+from training.layout import RunLayout
 from training.model.folder import check_tensors, write_folder
 from training.model.load import build_model
 from training.model.source import find_model_folder, prepare_model
@@ -25,7 +27,17 @@ ARCHITECTURE = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
-LORA = AdapterConfig(kind="lora", base_bits=16, rank=2, alpha=4, dropout=0.0, targets="all-linear")
+LORA = AdapterConfig(
+    kind="lora",
+    base_bits=16,
+    rank=2,
+    alpha=4,
+    rank_stabilized=False,
+    dropout=0.0,
+    targets="all-linear",
+    trained_modules=[],
+    frozen=[],
+)
 FULL = LORA.model_copy(update={"kind": "none"})
 CPU = torch.device("cpu")
 
@@ -38,6 +50,7 @@ def make_config(folder: Path, **changes: Any) -> ModelConfig:
         "architecture": ARCHITECTURE,
         "tokenizer": "bytes",
         "chat_template": None,
+        "extra_tokens": [],
         "attention": "auto",
     }
     return ModelConfig(**{**values, **changes})
@@ -179,28 +192,18 @@ def test_a_four_bit_base_computes_near_the_sixteen_bit_one(tiny: ModelConfig) ->
     assert 0 < float((packed - plain).norm() / plain.norm()) < 0.3
 
 
-def write_weights(folder: Path, kind: str, tensors: dict[str, torch.Tensor]) -> None:
-    (folder / "weights").mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "weights" / "w.safetensors")
-    index = {"kind": kind, "files": ["w.safetensors"]}
-    (folder / "weights" / "weights.json").write_text(json.dumps(index), encoding="utf-8")
-
-
 def test_weights_of_another_model_or_too_few_are_refused(tiny: ModelConfig, tmp_path: Path) -> None:
-    model = build(tiny)
-    tensors = load_file(Path(tiny.folder or "") / "model.safetensors")
-    with pytest.raises(CheckpointError, match="is missing"):
-        load_weights(model, tmp_path / "none")
-    write_weights(tmp_path, "adapter", tensors)
-    with pytest.raises(CheckpointError, match="holds adapter weights, wanted full"):
-        load_weights(model, tmp_path)
-    norm = tensors.pop("model.norm.weight")
-    write_weights(tmp_path, "full", tensors)
-    with pytest.raises(CheckpointError, match=r"lacks model\.norm\.weight \(1 of"):
-        load_weights(model, tmp_path)
-    write_weights(tmp_path, "full", {**tensors, "model.norm.weight": norm[:3].contiguous()})
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has shape \[3\], the model wants \[32\]"):
-        load_weights(model, tmp_path)
-    write_weights(tmp_path, "full", {**tensors, "model.norm.weight": norm, "else": norm.clone()})
-    with pytest.raises(CheckpointError, match="holds else, which the model has not"):
-        load_weights(model, tmp_path)
+    layout = RunLayout(tmp_path / "run")
+    full, lora = (build(tiny, adapter) for adapter in (FULL, LORA))
+    with pytest.raises(CheckpointError, match=r"index\.json is missing or damaged"):
+        load_weights(full, layout.checkpoint(1))
+    write_weights(layout, lora, 1)
+    with pytest.raises(CheckpointError, match=r"holds base_model.* which this run does not train"):
+        load_weights(full, layout.checkpoint(1))
+    next(iter(full.parameters())).requires_grad_(False)
+    write_weights(layout, full, 2)
+    with pytest.raises(CheckpointError, match=r"lacks model\.embed_tokens\.weight \(1 of "):
+        load_weights(build(tiny, FULL), layout.checkpoint(2))
+    wider = LORA.model_copy(update={"rank": 4})
+    with pytest.raises(CheckpointError, match=r"has shape \[2, 32\], the model wants \[4, 32\]"):
+        load_weights(build(tiny, wider), layout.checkpoint(1))

@@ -72,6 +72,7 @@ def make_config(tokenizer: str, template: str | None = None) -> ModelConfig:
         architecture=None,
         tokenizer=tokenizer,
         chat_template=template,
+        extra_tokens=[],
         attention="auto",
     )
 

@@ -10,7 +10,7 @@ from launcher.tree import ConfigTree
 from training.config.freeze import check_config
 from training.config.schema import RunConfig
 from training.errors import ConfigError
-from training.rules import check_rules
+from training.rules.check import check_rules
 
 
 @functools.cache
@@ -40,8 +40,50 @@ def tiny_smoke() -> RunConfig:
             "strategy.offload_optimizer=cpu needs strategy.zero_stage=1, 2 or 3",
         ),
         (
+            {"strategy.zero_stage": 3, "strategy.offload_optimizer": "nvme"},
+            "strategy.nvme_path is missing; name a folder on the node's own fast disk",
+        ),
+        (
+            {"strategy.zero_stage": 3, "strategy.secondary_ranks": 2},
+            "strategy.secondary_ranks=2 does not divide the 1 ranks; use the number of GPUs of a node, or 1",
+        ),
+        (
+            {"strategy.zero_stage": 3, "strategy.quantized_weights": True},
+            "strategy.quantized_weights and quantized_gradients need a GPU (DeepSpeed's kernels for them); "
+            "set both to false on CPUs",
+        ),
+        (
+            {"optimizer.kind": "adamw_8bit"},
+            "optimizer.kind=adamw_8bit needs a GPU; use optimizer=adamw on CPUs",
+        ),
+        (
+            {"adapter.kind": "lora", "adapter.frozen": ["*"]},
+            "adapter.frozen goes with adapter.kind=none; adapter.kind=lora trains the adapter and "
+            "adapter.trained_modules alone",
+        ),
+        (
+            {"adapter.trained_modules": ["lm_head"]},
+            "adapter.trained_modules goes with an adapter; adapter.kind=none trains all modules but those of "
+            "adapter.frozen",
+        ),
+        (
+            {"adapter.kind": "dora", "model.extra_tokens": ["word"]},
+            "model.extra_tokens adds rows to the embeddings, which an adapter leaves as they are; set "
+            "adapter.trained_modules=[embed_tokens,lm_head] (in the model's own words)",
+        ),
+        (
+            {"loop.max_steps": 8, "schedule.first_step": 4, "schedule.total_steps": 10},
+            "schedule.total_steps=10 ends before schedule.first_step + loop.max_steps = 12; use that or "
+            "more, or null",
+        ),
+        (
             {"loop.max_steps": 3, "schedule.kind": "wsd"},
             "schedule.warmup_steps + schedule.decay_steps = 4 is more than loop.max_steps=3; shorten them",
+        ),
+        (
+            {"loop.patience": 3},
+            "loop.patience=3 counts measurements of the held-out loss, and there are none; set "
+            "loop.evaluate_every_steps",
         ),
         (
             {"model.source": "gguf"},

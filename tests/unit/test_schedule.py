@@ -16,13 +16,15 @@ OPTIMIZER = OptimizerConfig(
     epsilon=1e-8,
     weight_decay=0.1,
     max_grad_norm=1.0,
+    rate_factors={},
 )
 
 
-def rates(kind: str, *, warmup: int = 4, decay: int = 0, final: float = 0.1, steps: int = 20) -> list[float]:
-    schedule = ScheduleConfig.model_validate(
-        {"kind": kind, "warmup_steps": warmup, "decay_steps": decay, "final_fraction": final}
-    )
+def rates(kind: str, *, warmup: int = 4, steps: int = 20, **changes: float | None) -> list[float]:
+    names = {"decay": "decay_steps", "final": "final_fraction"}
+    settings = {"decay_steps": 0, "final_fraction": 0.1, "first_step": 0, "total_steps": None}
+    settings |= {names.get(name, name): value for name, value in changes.items()}
+    schedule = ScheduleConfig.model_validate({"kind": kind, "warmup_steps": warmup, **settings})
     return [
         learning_rate_at(step, optimizer=OPTIMIZER, schedule=schedule, max_steps=steps)
         for step in range(steps)
@@ -55,3 +57,26 @@ def test_wsd_stays_at_the_peak_until_its_decay() -> None:
 
 def test_constant_stays() -> None:
     assert rates("constant", warmup=0) == [PEAK] * 20
+
+
+def test_inverse_sqrt_halves_whenever_the_steps_are_four_times_as_many() -> None:
+    values = rates("inverse_sqrt", warmup=4, steps=64, final=0.0)
+
+    assert values[3] == pytest.approx(PEAK)
+    assert [values[15], values[63]] == pytest.approx([PEAK / 2, PEAK / 4])
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd", "inverse_sqrt"])
+def test_two_runs_that_share_a_schedule_have_the_rates_of_one(kind: str) -> None:
+    whole = rates(kind, decay=5, steps=20)
+
+    first = rates(kind, decay=5, steps=12, total_steps=20)
+    second = rates(kind, decay=5, steps=8, first_step=12, total_steps=20)
+    assert first + second == whole
+
+
+def test_a_run_that_goes_on_from_a_stable_phase_has_no_second_warm_up_and_its_own_decay() -> None:
+    values = rates("wsd", decay=4, steps=10, first_step=100)
+
+    assert values[:6] == [PEAK] * 6
+    assert values[-1] == pytest.approx(0.1 * PEAK)

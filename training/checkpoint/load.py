@@ -7,12 +7,11 @@ from training.errors import CheckpointError
 from training.files import sync_folder
 from training.layout import RunLayout
 
-WEIGHTS = "weights/"
 _DAMAGED = "damaged_"
 
 
 def find_checkpoint(layout: RunLayout, step: int | None) -> Path:
-    """Find the newest complete checkpoint, or that of ``step``, and verify its weights.
+    """Find the newest complete checkpoint, or that of ``step``, and verify it.
 
     Raises:
         CheckpointError: There is none, or the one asked for does not verify.
@@ -22,12 +21,12 @@ def find_checkpoint(layout: RunLayout, step: int | None) -> Path:
         if not folder.is_dir():
             known = ", ".join(str(read_step(path)) for path in list_checkpoints(layout.checkpoints))
             raise CheckpointError(f"{folder} does not exist; checkpoints: {known or 'none'}")
-        _verify_weights(folder)
+        verify_checkpoint(folder)
         return folder
     reasons = []
     for folder in reversed(list_checkpoints(layout.checkpoints)):
         try:
-            _verify_weights(folder)
+            verify_checkpoint(folder)
         except CheckpointError as error:
             reasons.append(str(error))
             continue
@@ -42,9 +41,13 @@ def read_step(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def _verify_weights(folder: Path) -> None:
-    manifest = read_manifest(folder)
-    verify_files(folder, [record for record in manifest.files if record.path.startswith(WEIGHTS)])
+def verify_checkpoint(folder: Path) -> None:
+    """Make sure that every file of a checkpoint is what its manifest says.
+
+    Raises:
+        CheckpointError: One is not, or the manifest is missing or damaged.
+    """
+    verify_files(folder, read_manifest(folder).files)
 
 
 def check_corpus(folder: Path, fingerprint: str) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint's manifest: what belongs to it, with sizes and hashes. Without it there is no checkpoint."""
+"""A checkpoint's manifest: what belongs to it, with sizes and checksums. Without it there is none."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from training.config.base import Section
 from training.errors import CheckpointError
-from training.files import file_sha256
+from training.files import file_checksum
 
 MANIFEST = "manifest.json"
 STEP_FOLDERS = "step_*"
@@ -22,27 +22,36 @@ class FileRecord(Section):
     """Relative to the checkpoint's folder."""
 
     size: int
-    sha256: str
+    checksum: str
+    """XXH3-128."""
 
 
 class Manifest(Section):
-    """All of one checkpoint."""
+    """All of one checkpoint but its tensors, which index.json names."""
 
     step: int
     samples_seen: int
+    """Together with the run's seed all that data order and dropout depend on: no random state is kept."""
+
+    memory: dict[str, Any]
+    """What the loop's decisions look back on."""
+
     world_size: int
     zero_stage: int
     incarnation: int
     corpus: str
     """Fingerprint of the corpus whose samples were seen."""
 
+    score: float | None
+    """Held-out loss at this step, where it was measured: less is better."""
+
     files: list[FileRecord]
     versions: dict[str, str]
 
-
-def record_file(folder: Path, path: Path) -> FileRecord:
-    """Measure one file below ``folder``."""
-    return FileRecord(path=str(path.relative_to(folder)), size=path.stat().st_size, sha256=file_sha256(path))
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(record.size for record in self.files)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -62,17 +71,20 @@ def verify_files(folder: Path, records: Iterable[FileRecord]) -> None:
     """Compare files with their records.
 
     Raises:
-        CheckpointError: The first file that is missing, too short or changed, by name.
+        CheckpointError: The first file that is missing, too short, changed or unreadable, by name.
     """
     for record in records:
         path = folder / record.path
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing")
-        size = path.stat().st_size
-        if size != record.size:
-            raise CheckpointError(f"{path} has {size:,} bytes, its manifest says {record.size:,}")
-        if file_sha256(path) != record.sha256:
-            raise CheckpointError(f"{path} has changed since it was written (its SHA-256 differs)")
+        try:
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing")
+            size = path.stat().st_size
+            if size != record.size:
+                raise CheckpointError(f"{path} has {size:,} bytes, its manifest says {record.size:,}")
+            if file_checksum(path) != record.checksum:
+                raise CheckpointError(f"{path} has changed since it was written (its checksum differs)")
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:

@@ -1,137 +1,138 @@
-"""Saves and resumes a run, so that a checkpoint is complete or it is not there.
+"""Saves and resumes a run. The training waits only until its state is copied to the host's memory."""
 
-The protocol: every rank writes its share into a staging folder and makes it durable; sizes and hashes go
-to the lead through a collective, never through a shared disk's directory cache; the lead writes the
-manifest, looks at the fence, renames the folder (the commit) and makes the rename durable; all learn the
-verdict. Whatever dies in between leaves a staging folder that the next save removes.
-"""
-
-import shutil
+import contextlib
+import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
-from torch import Tensor
+from training.checkpoint.commit import Lineage, Moment, write_checkpoint
+from training.checkpoint.load import check_corpus, list_damaged, read_step, set_aside
+from training.checkpoint.manifest import Manifest, list_checkpoints, read_manifest, verify_files
+from training.checkpoint.share import HostBuffer, Share, plan_share
+from training.collectives import Council, from_lead, gather_over_ranks
+from training.errors import CheckpointError, MetierError, StorageError
+from training.fragments.fragment import Fragment
+from training.fragments.reader import FragmentReader
+from training.progress import Memory, Progress
 
-from training.checkpoint.fence import FencedError, check_fence
-from training.checkpoint.load import check_corpus, list_damaged, set_aside
-from training.checkpoint.manifest import (
-    MANIFEST,
-    FileRecord,
-    Manifest,
-    list_checkpoints,
-    read_manifest,
-    record_file,
-    verify_files,
-)
-from training.checkpoint.weights import write_weights
-from training.collectives import from_lead, gather_over_ranks
-from training.errors import CheckpointError, StorageError
-from training.files import sync_file, sync_folder, write_json
-from training.layout import RunLayout
-from training.progress import Progress
-from training.ranks import Ranks
+_PATIENCE_SECONDS = 60
 
 
 class SavedEngine(Protocol):
-    """What a checkpoint needs of an engine; all of it collective."""
+    """What a checkpoint needs of an engine."""
 
-    model: torch.nn.Module
+    def fragments(self) -> Iterator[Fragment]:
+        """Yield what this rank has to write of weights and optimizer state, as views of the live tensors."""
 
-    def state(self) -> dict[str, Any]:
-        """Give this rank's state."""
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take this rank's state up again."""
-
-    def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each whole trained tensor."""
+    def load(self, reader: FragmentReader) -> None:
+        """Take up the state of a checkpoint, however it was cut. Collective."""
 
 
 class Reporter(Protocol):
     """Where the store says what it did."""
 
     def event(self, kind: str, **facts: object) -> None:
-        """Record one event."""
+        """Record one event; a note is also shown on the screen."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lineage:
-    """Which run, which start of it, and how it is cut."""
+@dataclass(slots=True)
+class _Flight:
+    """A save on its way to the disk, in a thread of its own."""
 
-    layout: RunLayout
-    ranks: Ranks
-    zero_stage: int
-    incarnation: int
-    corpus: str
-    """The corpus's fingerprint: a position means nothing in another corpus."""
-
-    keep: int
-    versions: dict[str, str]
+    moment: Moment
+    size: int
+    thread: threading.Thread | None = None
+    started: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    problem: MetierError | None = None
+    landed: threading.Event = field(default_factory=threading.Event)
 
 
 class CheckpointStore:
-    """The checkpoints of one run. ``save`` and ``resume`` are collective."""
+    """The checkpoints of one run. ``save``, ``settle`` and ``resume`` are collective."""
 
     def __init__(self, engine: SavedEngine, lineage: Lineage, reporter: Reporter) -> None:
-        """Save and load the state of ``engine``."""
+        """Save and load the state of ``engine``. Collective."""
         self._engine = engine
         self._lineage = lineage
         self._reporter = reporter
+        self._buffer = HostBuffer()
+        self._flight: _Flight | None = None
+        # The writing threads talk within a process group of their own. In the training's group their
+        # collectives would mingle with its gradients, in an order that differs from rank to rank; and to
+        # commit in the training's thread instead would make every step edge wait for the slowest disk.
+        self._council = Council.open()
 
-    def save(self, progress: Progress) -> None:
-        """Write a checkpoint; returns once a crash or a power cut could not lose it.
+    def save(self, progress: Progress, *, final: bool = False, score: float | None = None) -> None:
+        """Begin to write a checkpoint; ``settle`` tells what became of it. At most one is on its way.
+
+        Args:
+            progress: Step and position.
+            final: Return only once a crash or a power cut could not lose it.
+            score: Held-out loss at this step, where it was measured.
+
+        Args:
+            progress: How far the run is.
+            score: The held-out loss at this step, where it was measured.
 
         Raises:
-            StorageError: A rank could not write; nothing is left behind, older checkpoints are untouched.
+            StorageError: Only of a final save: a rank could not write; older checkpoints are untouched.
             FencedError: A newer start has taken the run over.
         """
-        layout, ranks = self._lineage.layout, self._lineage.ranks
-        staging = layout.checkpoints / f".staging_{progress.step:08d}_{self._lineage.incarnation}"
-        if ranks.is_lead:
-            self._sweep(staging)
-        gather_over_ranks(None)
-        records, failure = self._write_share(staging)
-        answers = gather_over_ranks((records, failure))
-        failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(answers) if text]
-        files = [record for shares, _ in answers for record in shares]
-        verdict = None
-        if ranks.is_lead:
-            verdict = self._commit(staging, progress, files, failures)
-        verdict = from_lead(verdict)
-        if isinstance(verdict, Exception):
-            raise verdict
-        self._reporter.event("saved", step=progress.step)
-        if ranks.is_lead:
-            self._prune()
+        self._land()
+        moment = Moment(progress=progress, score=score)
+        share = self._take(final=final)
+        flight = self._flight = _Flight(moment, 0 if isinstance(share, StorageError) else share.size)
+        if final:
+            self._write(flight, share)
+            self._land(must_succeed=True)
+        else:
+            flight.thread = threading.Thread(target=self._write, args=(flight, share), daemon=True)
+            flight.thread.start()
 
-    def resume(self) -> Progress:
-        """Load the newest checkpoint that verifies on every rank; the beginning when there is none.
+    def settle(self) -> None:
+        """Tell what became of the save on its way, once all ranks know it; at the same step on all.
 
         Raises:
-            CheckpointError: There are checkpoints but none can be read, or they were cut for another
-                number of ranks or another ZeRO stage, or belong to another corpus.
+            FencedError: A newer start has taken the run over.
         """
+        if self._flight is not None and all(gather_over_ranks(self._flight.landed.is_set())):
+            self._land()
+
+    def resume(self, *, every: int = 1) -> Progress:
+        """Load the newest checkpoint that verifies on every rank; the beginning when there is none.
+
+        The number of ranks, the ZeRO stage and offload may differ from those that wrote it.
+
+        Args:
+            every: Only those of steps that it divides: a run that is rolled back goes to a checkpoint that it
+                would have without interruptions as well, not to one that a stop left.
+
+        Raises:
+            CheckpointError: There are checkpoints but none can be read, or they belong to another corpus
+                or model.
+        """
+        self._land()
         folders = from_lead(list_checkpoints(self._lineage.layout.checkpoints))
+        folders = [folder for folder in folders if read_step(folder) % every == 0]
         for folder in reversed(folders):
             problems = [text for text in gather_over_ranks(self._verify_share(folder)) if text]
             if problems:
-                if self._lineage.ranks.is_lead:
-                    kept = set_aside(folder)
-                    self._reporter.event(
-                        "checkpoint_rejected", checkpoint=folder.name, reason=problems[0], kept=kept.name
-                    )
-                gather_over_ranks(None)
+                self._reject(folder, problems[0])
                 continue
             manifest = read_manifest(folder)
-            self._check_cut(folder, manifest)
             check_corpus(folder, self._lineage.corpus)
-            # The file was written by this run and its hash was just verified.
-            state = torch.load(self._rank_file(folder), map_location="cpu", weights_only=False)
-            self._engine.load_state(state)
-            return Progress(step=manifest.step, samples_seen=manifest.samples_seen)
+            with FragmentReader(folder) as reader:
+                self._engine.load(reader)
+            self._tell_cut(manifest)
+            return Progress(
+                step=manifest.step,
+                samples_seen=manifest.samples_seen,
+                memory=Memory.from_json(manifest.memory),
+            )
         damaged = from_lead(list_damaged(self._lineage.layout.checkpoints))
         if damaged:
             raise CheckpointError(
@@ -140,109 +141,75 @@ class CheckpointStore:
             )
         return Progress(step=0, samples_seen=0)
 
-    def _write_share(self, staging: Path) -> tuple[list[FileRecord], str | None]:
-        paths: list[Path] = []
-        failure = None
-        try:
-            path = self._rank_file(staging)
-            torch.save(self._engine.state(), path)
-            sync_file(path)
-            paths.append(path)
-        except (OSError, RuntimeError) as error:
-            failure = _reason(error)
-        # Walked by every rank whatever happened above: gathering ZeRO-3's tensors is collective.
-        tensors = self._engine.trained_tensors()
-        try:
-            if self._lineage.ranks.is_lead:
-                paths += write_weights(staging / "weights", self._engine.model, tensors)
-        except (OSError, RuntimeError, StorageError) as error:
-            failure = failure or _reason(error)
-        for _ in tensors:
-            pass
-        if failure:
-            return [], failure
-        return [record_file(staging, path) for path in paths], None
+    def close(self) -> None:
+        """Let a save on its way land when the training has ended by an error; not collective, never raises.
 
-    def _commit(
-        self, staging: Path, progress: Progress, files: list[FileRecord], failures: list[str]
-    ) -> Exception | None:
-        lineage = self._lineage
-        target = lineage.layout.checkpoint(progress.step)
+        Bounded: another rank may be gone, and its share with it.
+        """
+        if self._flight is not None and self._flight.landed.wait(_PATIENCE_SECONDS):
+            with contextlib.suppress(MetierError):
+                self._land()
+
+    def _take(self, *, final: bool) -> Share | StorageError:
+        """Lay out this rank's share; a copy of it unless the training waits for the writing anyway."""
         try:
-            if failures:
-                raise StorageError(f"checkpoint of step {progress.step} could not be written ({failures[0]})")
-            manifest = Manifest(
-                step=progress.step,
-                samples_seen=progress.samples_seen,
-                world_size=lineage.ranks.world_size,
-                zero_stage=lineage.zero_stage,
-                incarnation=lineage.incarnation,
-                corpus=lineage.corpus,
-                files=files,
-                versions=lineage.versions,
+            share = plan_share(self._engine.fragments())
+            return share if final else self._buffer.copy(share)
+        except (RuntimeError, MemoryError) as error:
+            reason = str(error).splitlines()[0]
+            return StorageError(f"rank {self._lineage.ranks.rank} cannot copy its state: {reason}")
+
+    def _write(self, flight: _Flight, share: Share | StorageError) -> None:
+        try:
+            flight.problem = write_checkpoint(share, flight.moment, self._lineage, self._council)
+        except Exception as error:
+            # Another rank is gone, or a defect of ours: in a thread it would be lost.
+            flight.problem = StorageError(
+                f"checkpoint of step {flight.moment.progress.step}: {type(error).__name__}: {error}"
             )
-            write_json(staging / MANIFEST, manifest.model_dump())
-            sync_folder(staging / "weights")
-            sync_folder(staging)
-            check_fence(lineage.layout.incarnations, lineage.incarnation)
-            if target.exists():
-                # Left by an earlier start that was ahead of the checkpoint this one resumed from.
-                set_aside(target)
-            staging.rename(target)
-            sync_folder(lineage.layout.checkpoints)
-        except (OSError, StorageError, FencedError) as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            if isinstance(error, OSError):
-                return StorageError(f"checkpoint of step {progress.step}: {_reason(error)}")
-            return error
-        return None
+        flight.seconds = time.perf_counter() - flight.started
+        flight.landed.set()
+
+    def _land(self, *, must_succeed: bool = False) -> None:
+        """Wait for the save on its way, if any, and tell what became of it."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        if flight.thread is not None:
+            flight.thread.join()
+        step = flight.moment.progress.step
+        if flight.problem is None:
+            facts = {"seconds": round(flight.seconds, 3), "bytes": flight.size}
+            self._reporter.event("saved", step=step, **facts)
+            return
+        self._reporter.event("save_failed", step=step, reason=str(flight.problem))
+        if must_succeed or not isinstance(flight.problem, StorageError):
+            raise flight.problem
+        self._reporter.event("note", text=f"{flight.problem}; training goes on")
 
     def _verify_share(self, folder: Path) -> str | None:
-        """Verify this rank's file, the lead also the weights; the reason when they do not."""
+        """Verify every so-many-th file, so that the ranks together read each once; say what is wrong."""
+        ranks = self._lineage.ranks
         try:
-            manifest = read_manifest(folder)
-            if manifest.world_size != self._lineage.ranks.world_size:
-                return None  # said by _check_cut, in its own words
-            mine = self._rank_file(folder).name
-            lead = self._lineage.ranks.is_lead
-            verify_files(
-                folder,
-                [r for r in manifest.files if r.path == mine or (lead and r.path.startswith("weights/"))],
-            )
+            verify_files(folder, read_manifest(folder).files[ranks.rank :: ranks.world_size])
         except CheckpointError as error:
             return str(error)
         return None
 
-    def _check_cut(self, folder: Path, manifest: Manifest) -> None:
+    def _reject(self, folder: Path, reason: str) -> None:
+        if self._lineage.ranks.is_lead:
+            kept = set_aside(folder)
+            self._reporter.event("checkpoint_rejected", checkpoint=folder.name, reason=reason, kept=kept.name)
+            self._reporter.event("note", text=f"{reason}; set aside as {kept.name}")
+        gather_over_ranks(None)
+
+    def _tell_cut(self, manifest: Manifest) -> None:
+        was = (manifest.world_size, manifest.zero_stage)
         now = (self._lineage.ranks.world_size, self._lineage.zero_stage)
-        if (manifest.world_size, manifest.zero_stage) != now:
-            raise CheckpointError(
-                f"{folder} was cut for {manifest.world_size} processes at ZeRO stage {manifest.zero_stage}, "
-                f"this start has {now[0]} at stage {now[1]}; use the same cluster and strategy"
+        if was != now:
+            self._reporter.event(
+                "note",
+                text=f"step {manifest.step} was saved by {was[0]} processes at ZeRO stage {was[1]} and is "
+                f"taken up by {now[0]} at stage {now[1]}: same samples in the same order, loss within "
+                "rounding",
             )
-
-    def _rank_file(self, folder: Path) -> Path:
-        return folder / f"rank_{self._lineage.ranks.rank:05d}.pt"
-
-    def _sweep(self, staging: Path) -> None:
-        """Remove what died half-written, and make the new staging folder; a failure shows when writing."""
-        checkpoints = self._lineage.layout.checkpoints
-        for pattern in (".staging_*", ".trash_*"):
-            for leftover in checkpoints.glob(pattern):
-                shutil.rmtree(leftover, ignore_errors=True)
-        try:
-            staging.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return
-
-    def _prune(self) -> None:
-        """Drop all but the newest; only after a commit, and by a rename first: never half a checkpoint."""
-        for folder in list_checkpoints(self._lineage.layout.checkpoints)[: -self._lineage.keep]:
-            trash = folder.with_name(f".trash_{folder.name}")
-            folder.rename(trash)
-            shutil.rmtree(trash, ignore_errors=True)
-
-
-def _reason(error: Exception) -> str:
-    text = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-    return f"{text}; free some space on the disk"

@@ -32,6 +32,9 @@ class ModelConfig(Section):
         description="null: the model's own. Else a folder or hub name, or `bytes`: one token per byte, ChatML"
     )
     chat_template: str | None = Field(description="a Jinja file that replaces the tokenizer's own template")
+    extra_tokens: list[str] = Field(
+        description="words of the domain that become one token each; the embeddings grow with them"
+    )
     attention: Literal["auto", "documents", "varlen", "flash_attention_2"] = Field(
         description="kernel that keeps packed documents apart. `documents`: one sdpa call per group of equal "
         "lengths; auto: varlen on a GPU, documents on a CPU"
@@ -41,12 +44,24 @@ class ModelConfig(Section):
 class AdapterConfig(Section):
     """What is trained: all weights, or low-rank adapters on a frozen base (arXiv:2106.09685, 2305.14314)."""
 
-    kind: Literal["none", "lora"] = Field(description="none trains all weights")
+    kind: Literal["none", "lora", "dora"] = Field(
+        description="none trains all weights; dora: LoRA with a trained length of each row (arXiv:2402.09353)"
+    )
     base_bits: Literal[16, 4] = Field(description="bits of the frozen base; 4 is NF4: QLoRA")
     rank: PositiveInt = Field(description="r of the adapter's two matrices")
     alpha: PositiveFloat = Field(description="the adapter's output is scaled by alpha / rank")
+    rank_stabilized: bool = Field(
+        description="scale by alpha / sqrt(rank) instead: large ranks learn as well (arXiv:2312.03732)"
+    )
     dropout: BelowOne = Field(description="dropout on the adapter's input")
     targets: Literal["all-linear"] | list[str] = Field(description="module names, or every linear layer")
+    trained_modules: list[str] = Field(
+        description="modules trained whole beside the adapter, for instance embed_tokens or lm_head"
+    )
+    frozen: list[str] = Field(
+        description="kind=none: parameters that stay as they are, as patterns of their names, for instance "
+        "*.layers.0.* or *embed_tokens*"
+    )
 
 
 class StrategyConfig(Section):
@@ -56,13 +71,27 @@ class StrategyConfig(Section):
         description="0 shares nothing, 1 optimizer state, 2 also gradients, 3 also parameters"
     )
     overlap_comm: bool = Field(description="reduce gradients while backward goes on")
-    reduce_bucket_size: PositiveInt = Field(description="elements per gradient reduction")
-    prefetch_bucket_size: NonNegativeInt = Field(description="stage 3: elements gathered ahead of their use")
-    parameter_persistence_threshold: NonNegativeInt = Field(
+    reduce_bucket_size: PositiveInt | None = Field(
+        description="elements per gradient reduction; null, here and in the next two: chosen from the sizes "
+        "of model and cluster"
+    )
+    prefetch_bucket_size: NonNegativeInt | None = Field(
+        description="stage 3: elements gathered ahead of their use"
+    )
+    parameter_persistence_threshold: NonNegativeInt | None = Field(
         description="stage 3: parameters with fewer elements stay on every rank"
     )
-    offload_optimizer: Literal["none", "cpu"] = Field(description="where the optimizer state lives")
-    offload_parameters: Literal["none", "cpu"] = Field(description="stage 3: where the parameters live")
+    offload_optimizer: Literal["none", "cpu", "nvme"] = Field(description="where the optimizer state lives")
+    offload_parameters: Literal["none", "cpu", "nvme"] = Field(
+        description="stage 3: where the parameters live"
+    )
+    nvme_path: str | None = Field(description="folder on the node's own fast disk, for offload to nvme")
+    secondary_ranks: PositiveInt = Field(
+        description="stage 3: neighbouring ranks that hold all parameters between them once more, so that "
+        "backward gathers inside a node (ZeRO++ hpZ, arXiv:2306.10209); 1: off"
+    )
+    quantized_weights: bool = Field(description="stage 3: gather weights in 8 bits (ZeRO++ qwZ)")
+    quantized_gradients: bool = Field(description="stage 3: reduce gradients in 4 bits (ZeRO++ qgZ)")
     activation_checkpointing: Literal["none", "full"] = Field(
         description="full: keep each layer's input only and compute it again in backward"
     )
@@ -73,26 +102,42 @@ class StrategyConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW (arXiv:1711.05101)."""
+    """How a gradient becomes a step. Decay is decoupled from the gradient in all of them."""
 
-    kind: Literal["adamw"] = Field(description="AdamW with decoupled weight decay")
+    kind: Literal["adamw", "adamw_cpu", "adamw_8bit", "adamw_paged", "lion", "adafactor"] = Field(
+        description="adamw (arXiv:1711.05101); adamw_cpu: DeepSpeed's, for state offloaded to the CPU, "
+        "compiled at first use; adamw_8bit and adamw_paged: bitsandbytes', on GPUs; lion (arXiv:2302.06675); "
+        "adafactor (arXiv:1804.04235)"
+    )
     learning_rate: PositiveFloat = Field(description="the schedule's peak")
     beta1: BelowOne = Field(description="decay of the mean of gradients")
-    beta2: BelowOne = Field(description="decay of the mean of squared gradients")
+    beta2: BelowOne = Field(description="decay of the mean of squared gradients; lion: of the mean")
     epsilon: PositiveFloat = Field(description="added to the root of the squared mean")
     weight_decay: NonNegativeFloat = Field(description="on matrices; never on norms and biases")
     max_grad_norm: PositiveFloat = Field(description="gradients are scaled down to this global L2 norm")
+    rate_factors: dict[str, PositiveFloat] = Field(
+        description="learning rate of some parameters, as a factor: {PATTERN: FACTOR}; the first pattern "
+        "that matches a parameter's name counts. {*lora_B*: 16} is LoRA+ (arXiv:2402.12354)"
+    )
 
 
 class ScheduleConfig(Section):
     """The learning rate as a function of the step."""
 
-    kind: Literal["cosine", "linear", "constant", "wsd"] = Field(
-        description="decay after the warm-up; wsd: warm-up, stable, linear decay over the last decay_steps"
+    kind: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = Field(
+        description="decay after the warm-up; wsd: warm-up, stable, linear decay over the last decay_steps; "
+        "inverse_sqrt: peak x sqrt(warmup_steps / step)"
     )
     warmup_steps: NonNegativeInt = Field(description="steps of linear rise to the peak")
     decay_steps: NonNegativeInt = Field(description="wsd: length of the final decay")
     final_fraction: Fraction = Field(description="learning rate at the end, as a fraction of the peak")
+    first_step: NonNegativeInt = Field(
+        description="where in the schedule this run begins: after 1000 steps of another run, 1000 goes on "
+        "where it ended"
+    )
+    total_steps: PositiveInt | None = Field(
+        description="length of the whole schedule; null: it ends with this run"
+    )
 
 
 class BatchConfig(Section):
@@ -103,13 +148,51 @@ class BatchConfig(Section):
     global_batch_size: PositiveInt = Field(description="samples per optimizer step over all ranks")
 
 
+class LossConfig(Section):
+    """What is minimised beside the cross-entropy. The loss that is told is always the plain cross-entropy."""
+
+    label_smoothing: BelowOne = Field(
+        description="share of each target that is spread evenly over the vocabulary (arXiv:1512.00567)"
+    )
+    z_loss: NonNegativeFloat = Field(
+        description="factor of the squared log of the softmax's sum, 1e-4 in PaLM (arXiv:2204.02311)"
+    )
+
+
 class LoopConfig(Section):
     """How long, and how often something besides training happens."""
 
     max_steps: PositiveInt = Field(description="optimizer steps of the whole run")
     log_every_steps: PositiveInt = Field(description="steps between lines on the screen; the journal has all")
     checkpoint_every_steps: PositiveInt = Field(description="steps between checkpoints; the last is saved")
-    keep_checkpoints: PositiveInt = Field(description="newest checkpoints kept")
+    keep_checkpoints: PositiveInt = Field(description="newest checkpoints kept; the best one stays as well")
+    keep_every_steps: PositiveInt | None = Field(
+        description="checkpoints at multiples of this stay for good; null: none"
+    )
+    max_skipped_in_a_row: NonNegativeInt = Field(
+        description="a step whose loss or gradient is not finite, or a spike, is not applied; one more than "
+        "this many in a row stop the run and name the documents"
+    )
+    spike: Literal["none", "stop", "skip", "roll_back"] = Field(
+        description="what a spike meets. skip: its update is not applied; roll_back: the last regular "
+        "checkpoint is loaded and training goes on past the spike's data"
+    )
+    spike_measure: Literal["loss", "grad_norm"] = Field(description="the number that is watched")
+    spike_window_steps: PositiveInt = Field(
+        description="applied steps that a spike is told by: above their median + spike_deviations x "
+        "max(1.4826 x MAD, 1 % of the median)"
+    )
+    spike_deviations: PositiveFloat = Field(description="robust standard deviations above the median")
+    evaluate_every_steps: PositiveInt | None = Field(
+        description="steps between measurements of the held-out loss; null: none. The last step is measured"
+    )
+    held_out_documents: PositiveInt = Field(
+        description="documents measured then: others than `metier evaluate` takes"
+    )
+    patience: PositiveInt | None = Field(
+        description="measurements in a row without a gain that end the run; null: it goes to max_steps"
+    )
+    min_change: NonNegativeFloat = Field(description="nats per target that count as a gain")
 
 
 class ClusterConfig(Section):
@@ -212,6 +295,9 @@ class RunConfig(Section):
     precision: Literal["bf16", "fp32"] = Field(
         description="bf16 keeps fp32 master weights. CPUs without bf16 instructions are faster in fp32"
     )
+    deterministic: bool = Field(
+        description="the same bits each time on the same devices, GPUs too: only algorithms that promise it"
+    )
     model: ModelConfig
     data: DataConfig
     adapter: AdapterConfig
@@ -219,6 +305,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     batch: BatchConfig
+    loss: LossConfig
     loop: LoopConfig
     prepare: PrepareConfig
     loader: LoaderConfig

@@ -1,26 +1,34 @@
 """One optimizer step on DeepSpeed, its loss and gradient independent of how the batch is cut."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import deepspeed
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from training.batch import BatchPlan
 from training.collectives import sum_over_ranks
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
-from training.engine.seeds import derive_seed
-from training.engine.step import SourceLoss, StepResult
+from training.engine.gradients import drop_gradients, find_gradient_norm
+from training.engine.memory import MemoryAccount, MemoryMeter
+from training.engine.needs import check_needs
+from training.engine.seeds import seed_pass
+from training.engine.shards import Shards
+from training.engine.step import Accept, SourceLoss, StepResult, StepSeconds
+from training.engine.stopwatch import Stopwatch
+from training.fragments.fragment import Fragment
+from training.fragments.reader import FragmentReader
 from training.model.inputs import Batch, count_targets_by_source
+from training.model.loss import Terms
 from training.model.packed import PackedLanguageModel
-from training.optimizer import build_optimizer
+from training.model.shape import measure_shape
+from training.optimizer import build_optimizer, set_learning_rate
 from training.ranks import Ranks
+from training.rules.strategies import effective_stage
 
 # On CPUs DeepSpeed would compile a shared-memory all-reduce at first use, for a minute or two. gloo's own is
 # as fast for gradients of this size; DeepSpeed asks this table whether the op can be had.
@@ -52,54 +60,98 @@ class DeepSpeedEngine:
         """
         self._place = place
         self._seed = config.seed
-        self._zero_stage = config.strategy.zero_stage
         self._sources = sources
+        self._meter = MemoryMeter(place.device)
         self.model = model
 
-        packed = PackedLanguageModel(model, sources=sources)
+        check_needs(config.strategy)
+        terms = Terms(label_smoothing=config.loss.label_smoothing, z_loss=config.loss.z_loss)
+        packed = PackedLanguageModel(model, sources=sources, terms=terms)
         packed.train()
         self._engine, *_ = deepspeed.initialize(
             model=packed,
-            optimizer=build_optimizer(packed, config.optimizer),
-            config=build_deepspeed_config(config, place.plan),
+            optimizer=build_optimizer(model, config.optimizer),
+            config=build_deepspeed_config(config, place.plan, measure_shape(model)),
             dist_init_required=False,
         )
+        stage = effective_stage(config.strategy.zero_stage, config.precision)
+        self._shards = Shards(model, self._engine.optimizer, place.ranks, stage)
 
     def train_step(
-        self, micro_batches: Sequence[Batch], *, learning_rate: float, samples_seen: int
+        self, micro_batches: Sequence[Batch], *, learning_rate: float, samples_seen: int, accept: Accept
     ) -> StepResult:
         """Do one optimizer step on this rank's micro-batches of the global batch at ``samples_seen``.
 
         Each target of the global batch weighs the same, in whatever micro-batch and on whatever rank it
         is: nats are summed and divided by the global number of targets.
+
+        ``accept`` is asked once all gradients are there; when it says no they are dropped, and weights and
+        optimizer stay as they were.
         """
-        place, plan = self._place, self._place.plan
+        place = self._place
+        watch = Stopwatch(place.device)
         targets, tokens = self._count(micro_batches)
-        # DeepSpeed averages gradients over the ranks; the mean wanted here is over targets.
-        scale = place.ranks.world_size / max(sum(targets), 1)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        nats = torch.zeros(self._sources, dtype=torch.float64, device=place.device)
-        grad_norm = 0.0
-        for index, batch in enumerate(micro_batches):
-            # Dropout depends on the samples' position alone: it survives a resume without saved state.
-            first = samples_seen + plan.first_sample(place.ranks.rank, index)
-            torch.manual_seed(derive_seed(self._seed, "dropout", first))
-            batch_nats, nats_by_source = self._engine(batch.to(place.device))
-            self._engine.backward(batch_nats * scale, scale_wrt_gas=False)
-            nats += nats_by_source
-            if index == len(micro_batches) - 1:
-                grad_norm = self._norm_of_unsharded_gradients()
-            self._engine.step()
-        sums = sum_over_ranks(nats.tolist(), place.device)
-        return StepResult(
+        set_learning_rate(self._engine.optimizer, learning_rate)
+        nats = self._accumulate(micro_batches, sum(targets), samples_seen, watch)
+        norm = find_gradient_norm(self._engine)
+        # The lead's norm counts: without ZeRO each rank measures its own copy of the same gradient.
+        *sums, norm = sum_over_ranks([*nats, norm if place.ranks.is_lead else 0.0], place.device)
+        self._meter.before_update(self._engine)
+        result = StepResult(
             loss=sum(sums) / max(sum(targets), 1),
-            grad_norm=grad_norm or float(self._engine.get_global_grad_norm() or 0.0),
-            samples=plan.global_batch_size,
+            grad_norm=norm,
+            samples=place.plan.global_batch_size,
             tokens=tokens,
             targets=sum(targets),
             by_source=tuple(map(SourceLoss, sums, targets)),
         )
+        if accept(result):
+            self._engine.step()
+            self._meter.after_update(self._engine)
+        else:
+            drop_gradients(self._engine)
+        watch.lap("optimizer")
+        return replace(result, seconds=StepSeconds(**watch.seconds()))
+
+    @property
+    def memory(self) -> MemoryAccount | None:
+        """What this rank's tensors hold; None before the first step."""
+        return self._meter.account
+
+    @torch.no_grad()
+    def measure_nats(self, batch: Batch, *, by_document: bool = False) -> list[float]:
+        """Sum the nats of each source's targets, or of each document's, without dropout.
+
+        Training goes on unchanged. Collective under ZeRO-3.
+        """
+        module = self._engine.module
+        module.eval()
+        try:
+            _, nats = module(batch.to(self._place.device), by_document=by_document)
+        finally:
+            module.train()
+        return [float(value) for value in nats.tolist()]
+
+    def _accumulate(
+        self, micro_batches: Sequence[Batch], targets: int, samples_seen: int, watch: Stopwatch
+    ) -> list[float]:
+        """Add up the gradients of this rank's share; give its nats by source."""
+        place, plan = self._place, self._place.plan
+        # DeepSpeed averages gradients over the ranks; the mean wanted here is over targets.
+        scale = place.ranks.world_size / max(targets, 1)
+        nats = torch.zeros(self._sources, dtype=torch.float64, device=place.device)
+        for index, batch in enumerate(micro_batches):
+            if index:
+                self._engine.step()  # tells DeepSpeed that a pass is over; it updates nothing yet
+            # Dropout depends on the samples' position alone: it survives a resume without saved state.
+            first = samples_seen + plan.first_sample(place.ranks.rank, index)
+            seed_pass(self._seed, first)
+            batch_nats, nats_by_source = self._engine(batch.to(place.device))
+            watch.lap("forward")
+            self._engine.backward(batch_nats * scale, scale_wrt_gas=False)
+            nats += nats_by_source
+            watch.lap("backward")
+        return [float(value) for value in nats.tolist()]
 
     def _count(self, micro_batches: Sequence[Batch]) -> tuple[list[int], int]:
         """Count the global batch's targets by source, and its tokens."""
@@ -109,61 +161,23 @@ class DeepSpeedEngine:
         *targets, tokens = map(int, sum_over_ranks(mine, self._place.device))
         return targets, tokens
 
-    def state(self) -> dict[str, Any]:
-        """Give this rank's share of the optimizer state, fp32 master weights included."""
-        state: dict[str, Any] = {"optimizer": self._engine.optimizer.state_dict()}
-        if self._zero_stage == 0:
-            state["weights"] = {name: tensor.detach() for name, tensor in self._trained_parameters()}
-        return state
+    def fragments(self) -> Iterator[Fragment]:
+        """Yield what this rank has to save, as views of the live tensors."""
+        return self._shards.fragments()
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what ``state`` gave on this rank, at the same world size and ZeRO stage."""
-        optimizer = self._engine.optimizer
-        if self._zero_stage == 0:
-            with torch.no_grad():
-                for name, parameter in self._trained_parameters():
-                    parameter.copy_(state["weights"][name])
-            optimizer.load_state_dict(state["optimizer"])
-            return
-        # DeepSpeed indexes the states of all ranks by its own rank and reads no other.
-        states: list[Any] = [None] * self._place.ranks.world_size
-        states[self._place.ranks.rank] = state["optimizer"]
-        optimizer.load_state_dict(states, load_optimizer_states=True, load_from_fp32_weights=True)
-        if self._zero_stage in {1, 2}:
-            # The model's own weights follow the restored master weights only when told to.
-            optimizer.update_lp_params()
+    def load(self, reader: FragmentReader) -> None:
+        """Take up the state of a checkpoint, however it was cut.
 
-    def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the whole of each trained parameter, on the CPU, one at a time.
-
-        Collective: every rank must walk it to the end. Names are those of the transformers (or peft)
-        model; the tensor is empty on ranks other than the lead under ZeRO-3.
+        Raises:
+            CheckpointError: It is of another model, or its optimizer state cannot be cut anew.
         """
-        for name, parameter in self._trained_parameters():
-            sharded = hasattr(parameter, "ds_id")
-            gathered = deepspeed.zero.GatheredParameters([parameter]) if sharded else nullcontext()
-            with gathered:
-                whole = not sharded or self._place.ranks.is_lead
-                tensor = parameter.detach().to("cpu", copy=True) if whole else torch.empty(0)
-            yield name, tensor
+        self._shards.load(reader)
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
         self._engine.destroy()
 
-    @property
-    def _is_plain(self) -> bool:
-        """Whether the optimizer is torch's own, holding no copy of the weights."""
-        return isinstance(self._engine.optimizer, torch.optim.Optimizer)
-
     def _trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 yield name, parameter
-
-    def _norm_of_unsharded_gradients(self) -> float:
-        """Measure what DeepSpeed clips without telling: only the plain fp32 optimizer of stage 0."""
-        if not self._is_plain:
-            return 0.0
-        gradients = [p.grad for _, p in self._trained_parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0

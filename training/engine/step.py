@@ -1,6 +1,7 @@
 """What one optimizer step reports."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,22 @@ class SourceLoss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepSeconds:
+    """Where a step's time went on this rank; on a GPU the device's time.
+
+    What the ranks say to each other is part of what waits for it: ZeRO-3's gathers of ``forward`` and
+    ``backward``, the reduction of gradients of ``backward``, gathering updated weights of ``optimizer``.
+    """
+
+    forward: float = 0.0
+    """Counting the targets of all ranks included."""
+
+    backward: float = 0.0
+    optimizer: float = 0.0
+    """The gradient's norm, clipping and the update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """One optimizer step, already reduced over all ranks."""
 
@@ -21,7 +38,7 @@ class StepResult:
     """Mean cross-entropy per target token of the global batch, in nats."""
 
     grad_norm: float
-    """Global L2 norm of the gradient before clipping."""
+    """Global L2 norm of the gradient before clipping; infinite where it is not finite."""
 
     samples: int
     """Samples in the global batch."""
@@ -34,3 +51,9 @@ class StepResult:
 
     by_source: tuple[SourceLoss, ...]
     """The part of each source, in the order of their numbers; their sums are the whole step."""
+
+    seconds: StepSeconds = field(default=StepSeconds(), compare=False)
+
+
+Accept = Callable[[StepResult], bool]
+"""Whether a step's update may be applied; the same answer on every rank."""

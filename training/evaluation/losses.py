@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from training.evaluation.bootstrap import Floats
 from training.evaluation.material import EvaluationDocument
-from training.model.inputs import IGNORE_INDEX, lay_documents
+from training.model.inputs import cut_rows, lay_documents, shift_labels
 from training.model.packed import PackedLanguageModel, document_losses
 
 
@@ -36,36 +35,13 @@ def measure_losses(
     for places in cut_rows([document.input_ids.size for document in documents], tokens_per_batch):
         chosen = [documents[place] for place in places]
         batch = lay_documents(
-            [document.input_ids for document in chosen], [shift_labels(document) for document in chosen]
+            [document.input_ids for document in chosen],
+            [shift_labels(document.input_ids, document.is_target) for document in chosen],
         )
         sums, _ = document_losses(model, batch.to(device))
         nats[places] = sums.numpy()
         advance(len(places))
     return nats
-
-
-def cut_rows(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Group places so that the lengths of a group sum to no more than ``tokens_per_batch``.
-
-    Equal lengths come together, which the per-document attention does in one call; longest first.
-    """
-    rows: list[list[int]] = []
-    room = 0
-    for place in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if lengths[place] > room or not rows:
-            rows.append([])
-            room = tokens_per_batch
-        rows[-1].append(place)
-        room -= lengths[place]
-    return rows
-
-
-def shift_labels(document: EvaluationDocument) -> npt.NDArray[np.int64]:
-    """Give for each token its successor where that is a target, IGNORE_INDEX elsewhere; int64 [L]."""
-    labels = np.full(document.input_ids.size, IGNORE_INDEX, dtype=np.int64)
-    wanted = document.is_target[1:]
-    labels[:-1][wanted] = document.input_ids[1:][wanted]
-    return labels
 
 
 def count_targets(document: EvaluationDocument) -> int:

@@ -1,6 +1,5 @@
 """What is measured: the same documents before and after, and for every run on the same corpus."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,6 +14,7 @@ from training.data.encoding.encode import encode
 from training.data.read import read_documents
 from training.data.reading.reader import Corpus
 from training.errors import DataError
+from training.held_out import shuffle
 
 MOST_GENERAL_DOCUMENTS_READ = 20_000
 """A sample of general text is drawn from no more documents than this: a source may be without end."""
@@ -86,16 +86,6 @@ def gather_material(
         held_out_total=len(corpus),
         cut=sum(document.input_ids.size > sequence_length for document in measured),
     )
-
-
-def shuffle(size: int, salt: int) -> npt.NDArray[np.int64]:
-    """Give 0..size-1, int64 [size], in an order that looks random and is always the same.
-
-    Not even distances: questions often come in a rhythm (four about each code), and an even step would
-    meet the same kind every time.
-    """
-    generator = np.random.default_rng([salt, zlib.crc32(b"evaluation")])
-    return generator.permutation(size)
 
 
 def find_questions(corpus: Corpus, tasks: Sequence[str], size: int, salt: int) -> list[EvaluationDocument]:

@@ -183,14 +183,16 @@ def list_settings(config: RunConfig, circumstances: Circumstances) -> list[tuple
     """List what decided the result, in words."""
     adapter, batch = config.adapter, config.batch
     trained = "all weights"
-    if adapter.kind == "lora":
-        trained = f"LoRA, rank {adapter.rank}, alpha {adapter.alpha:g}, on a {adapter.base_bits}-bit base"
+    if adapter.kind != "none":
+        name = {"lora": "LoRA", "dora": "DoRA"}[adapter.kind]
+        trained = f"{name}, rank {adapter.rank}, alpha {adapter.alpha:g}, on a {adapter.base_bits}-bit base"
     return [
         ("Model", config.model.path or "random weights"),
         ("Trained", trained),
         (
             "Optimizer",
-            f"AdamW, learning rate {config.optimizer.learning_rate:g}, {config.schedule.kind} schedule",
+            f"{config.optimizer.kind}, learning rate {config.optimizer.learning_rate:g}, "
+            f"{config.schedule.kind} schedule",
         ),
         ("Batch", f"{batch.global_batch_size} samples of {batch.sequence_length} tokens per step"),
         ("Spread", f"ZeRO stage {config.strategy.zero_stage}, {_count_processes(config)}"),

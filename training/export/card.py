@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from training.config.schema import RunConfig
 from training.data.corpus.manifest import Manifest, SourceRecord
-from training.export.verify import TOLERANCE, Agreement
+from training.export.verify import TOLERANCE, Agreement, Verified
 
 _PACKAGES = ("metier", "torch", "transformers", "peft", "bitsandbytes", "deepspeed")
 
@@ -32,15 +32,19 @@ def list_settings(config: RunConfig) -> list[tuple[str, str]]:
         ("strategy.zero_stage", config.strategy.zero_stage),
         ("seed", config.seed),
     ]
-    if adapter.kind == "lora":
+    if adapter.kind != "none":
         targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
         rows[1:1] = [
             ("adapter.base_bits", adapter.base_bits),
             ("adapter.rank", adapter.rank),
             ("adapter.alpha", f"{adapter.alpha:g}"),
+            ("adapter.rank_stabilized", adapter.rank_stabilized),
             ("adapter.dropout", f"{adapter.dropout:g}"),
             ("adapter.targets", targets),
+            ("adapter.trained_modules", ", ".join(adapter.trained_modules) or "none"),
         ]
+    elif adapter.frozen:
+        rows.insert(1, ("adapter.frozen", ", ".join(adapter.frozen)))
     return [(key, str(value)) for key, value in rows]
 
 
@@ -87,9 +91,10 @@ def write_card(  # noqa: PLR0913 - one value each from the run, the corpus, the 
     step: int,
     manifest: Manifest | None,
     scores: dict[str, Any] | None,
-    agreement: Agreement,
+    verified: Verified,
+    rows: int | None,
 ) -> None:
-    """Write README.md."""
+    """Write README.md; ``rows`` is how many the embeddings have, where tokens were added."""
     environment = Environment(  # noqa: S701 - Markdown is no HTML
         loader=PackageLoader("training.export", "."),
         undefined=StrictUndefined,
@@ -103,13 +108,16 @@ def write_card(  # noqa: PLR0913 - one value each from the run, the corpus, the 
         base=base,
         base_on_hub=on_hub,
         base_bits=config.adapter.base_bits,
+        adapter=config.adapter.kind,
+        rows=rows,
         step=step,
         settings=list_settings(config),
         manifest=manifest,
         tell_provenance=tell_provenance,
         # A report on another checkpoint says nothing of this one.
         scores=scores if scores is not None and scores["step"] == step else None,
-        agreement=agreement,
+        agreement=verified.agreement,
+        into_original=verified.into_original,
         tolerance=TOLERANCE,
         versions=find_versions(),
     )
@@ -124,10 +132,10 @@ def write_provenance(  # noqa: PLR0913 - one value each from the run, the corpus
     step: int,
     manifest: Manifest | None,
     tokenizer: str,
-    agreement: Agreement,
+    verified: Verified,
 ) -> None:
     """Write metier.json: from what, by what and how well the folder was made; no path of this machine."""
-    record = {
+    record: dict[str, Any] = {
         "run": config.name,
         "checkpoint_step": step,
         "form": config.export.form,
@@ -137,15 +145,20 @@ def write_provenance(  # noqa: PLR0913 - one value each from the run, the corpus
         "tokenizer": tokenizer,
         "settings": dict(list_settings(config)),
         "versions": find_versions(),
-        "verified": {
-            "tokens": agreement.tokens,
-            "largest_logit_difference": agreement.largest_difference,
-            "relative_logit_difference": agreement.relative_difference,
-            "tolerance": TOLERANCE,
-            "argmax_agreement": agreement.argmax_agreement,
-        },
+        "verified": {**_measures(verified.agreement), "tolerance": TOLERANCE},
     }
+    if verified.into_original is not None:
+        record["merge_into_original_weights"] = _measures(verified.into_original)
     path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _measures(agreement: Agreement) -> dict[str, Any]:
+    return {
+        "tokens": agreement.tokens,
+        "largest_logit_difference": agreement.largest_difference,
+        "relative_logit_difference": agreement.relative_difference,
+        "argmax_agreement": agreement.argmax_agreement,
+    }
 
 
 def find_versions() -> dict[str, str]:

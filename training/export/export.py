@@ -16,13 +16,13 @@ from training.errors import ConfigError, DataError, StorageError
 from training.export.card import read_scores, write_card, write_provenance
 from training.export.verify import (
     TOLERANCE,
-    Agreement,
+    Verified,
     check_agreement,
     compare_logits,
     compute_logits,
     read_probe,
 )
-from training.export.write import name_base, reload, write_adapter, write_merged
+from training.export.write import merge_into_original, name_base, reload, write_adapter, write_merged
 from training.layout import RunLayout
 from training.model.attention import generating
 from training.model.folder import PROVENANCE, write_folder
@@ -32,7 +32,7 @@ from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.model.trained import load_trained_model
 
 
-def export(layout: RunLayout) -> Agreement:
+def export(layout: RunLayout) -> Verified:
     """Write ``model/`` from the newest checkpoint, or from ``export.step``'s; complete and verified, or not.
 
     An older export stays until the new one is complete.
@@ -49,20 +49,20 @@ def export(layout: RunLayout) -> Agreement:
     checkpoint = find_checkpoint(layout, config.export.step)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_trained_model(config, checkpoint, device)
-    found: list[tuple[int, Agreement]] = []
+    found: list[tuple[int, Verified]] = []
 
     def write(staged: Path) -> None:
         found.append(_write(staged, layout, config, model, read_step(checkpoint)))
 
     write_folder(layout.model, write)
-    tensors, agreement = found[0]
-    _summarise(layout.model, config, read_step(checkpoint), tensors, agreement)
-    return agreement
+    tensors, verified = found[0]
+    _summarise(layout.model, config, read_step(checkpoint), tensors, verified)
+    return verified
 
 
 def _write(
     staged: Path, layout: RunLayout, config: RunConfig, model: PeftModel, step: int
-) -> tuple[int, Agreement]:
+) -> tuple[int, Verified]:
     """Fill ``staged`` and verify it; give the number of tensors and how near the logits are."""
     tokenizer = load_tokenizer(config.model)
     writes = write_adapter if config.export.form == "adapter" else write_merged
@@ -70,7 +70,7 @@ def _write(
     with quiet_upstream():
         tokenizer.save_pretrained(staged)
     write_generation_config(staged, tokenizer)
-    agreement = _verify(staged, config, model)
+    verified = _verify(staged, config, model)
     manifest = _find_manifest(config)
     base = name_base(config)
     write_card(
@@ -80,7 +80,8 @@ def _write(
         step=step,
         manifest=manifest,
         scores=read_scores(layout.report / "report.json"),
-        agreement=agreement,
+        verified=verified,
+        rows=model.config.vocab_size if config.model.extra_tokens else None,
     )
     write_provenance(
         staged / PROVENANCE,
@@ -89,12 +90,12 @@ def _write(
         step=step,
         manifest=manifest,
         tokenizer=tokenizer_fingerprint(tokenizer),
-        agreement=agreement,
+        verified=verified,
     )
-    return tensors, agreement
+    return tensors, verified
 
 
-def _verify(staged: Path, config: RunConfig, model: PeftModel) -> Agreement:
+def _verify(staged: Path, config: RunConfig, model: PeftModel) -> Verified:
     device = next(model.parameters()).device
     probe = read_probe(config, model.config.vocab_size)
     with generating(model) as lent:
@@ -102,7 +103,10 @@ def _verify(staged: Path, config: RunConfig, model: PeftModel) -> Agreement:
     exported = compute_logits(reload(staged, config, device), probe, device)
     agreement = compare_logits(trained, exported)
     check_agreement(staged, agreement)
-    return agreement
+    if config.adapter.base_bits == 16 or config.export.form == "adapter":  # noqa: PLR2004
+        return Verified(agreement=agreement, into_original=None)
+    other = compute_logits(merge_into_original(config, model), probe, device)
+    return Verified(agreement=agreement, into_original=compare_logits(trained, other))
 
 
 def _find_manifest(config: RunConfig) -> Manifest | None:
@@ -112,7 +116,8 @@ def _find_manifest(config: RunConfig) -> Manifest | None:
         return None
 
 
-def _summarise(folder: Path, config: RunConfig, step: int, tensors: int, agreement: Agreement) -> None:
+def _summarise(folder: Path, config: RunConfig, step: int, tensors: int, verified: Verified) -> None:
+    agreement, other = verified.agreement, verified.into_original
     form = "adapter" if config.export.form == "adapter" else "whole model, bf16"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
@@ -122,3 +127,9 @@ def _summarise(folder: Path, config: RunConfig, step: int, tensors: int, agreeme
         f"{agreement.largest_difference:.3g}, {agreement.relative_difference:.3%} of their size "
         f"(allowed {TOLERANCE:.0%}); same likeliest token after {agreement.argmax_agreement:.1%}"
     )
+    if other is not None:
+        console.print(
+            "Merged into the 4-bit weights that the adapter was trained on. A merge into the original 16-bit "
+            f"weights would differ by {other.relative_difference:.3%} of the logits' size; same likeliest "
+            f"token after {other.argmax_agreement:.1%}"
+        )

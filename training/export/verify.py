@@ -37,6 +37,17 @@ class Agreement:
     """Fraction of the tokens after which both models would say the same token."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What was asked of an exported folder."""
+
+    agreement: Agreement
+    """The folder against the trained model."""
+
+    into_original: Agreement | None
+    """Of a merge into a 4-bit base: how near the trained model one into the original weights would be."""
+
+
 def read_probe(config: RunConfig, vocabulary: int) -> list[Tensor]:
     """Take the beginnings of some held-out documents; fixed token ids where the corpus is not at hand.
 

@@ -1,10 +1,12 @@
 """Writes the two forms of an export into a staged folder, and reads them back as a user would."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from training.config.schema import RunConfig
@@ -12,7 +14,7 @@ from training.errors import ModelError
 from training.export.merge import merged_tensors
 from training.export.verify import check_shapes
 from training.model.folder import check_tensors, find_model_folder, read_shapes, scrub_config
-from training.model.load import DTYPES, four_bit_config
+from training.model.load import DTYPES, four_bit_config, grow_embeddings
 from training.model.quiet import quiet_upstream
 
 
@@ -22,11 +24,8 @@ def write_merged(staged: Path, config: RunConfig, model: PreTrainedModel | PeftM
     Raises:
         ModelError: A tensor is missing, empty, not finite, or of another shape than the base's.
     """
-    with quiet_upstream():
-        whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            find_model_folder(config.model), dtype=torch.bfloat16
-        )
-    _fill(whole, model)
+    whole = _load_original(config)
+    _fill(whole, merged_tensors(model))
     wanted = _distinct_shapes(whole)
     with quiet_upstream():
         whole.save_pretrained(staged)
@@ -36,11 +35,31 @@ def write_merged(staged: Path, config: RunConfig, model: PreTrainedModel | PeftM
     return len(found)
 
 
+def merge_into_original(config: RunConfig, model: PeftModel) -> PreTrainedModel:
+    """Merge an adapter of a 4-bit base into the weights that were rounded to 4 bits; in evaluation mode.
+
+    Nothing is written: other tools merge so, and the report says how far that is from what was trained.
+    """
+    whole = _load_original(config)
+    _fill(whole, merged_tensors(model, dict(whole.named_parameters())))
+    return whole.to(device=next(model.parameters()).device, dtype=DTYPES[config.precision]).eval()
+
+
+def _load_original(config: RunConfig) -> PreTrainedModel:
+    """Load the base in bf16 as it came, with rows for all of the run's tokens."""
+    with quiet_upstream():
+        whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            find_model_folder(config.model), dtype=torch.bfloat16
+        )
+    grow_embeddings(whole, config.model)
+    return whole
+
+
 @torch.no_grad()
-def _fill(whole: PreTrainedModel, model: PreTrainedModel | PeftModel) -> None:
+def _fill(whole: PreTrainedModel, tensors: Iterable[tuple[str, Tensor]]) -> None:
     places = dict(whole.named_parameters(remove_duplicate=False))
     filled = set()
-    for name, tensor in merged_tensors(model):
+    for name, tensor in tensors:
         if name not in places:
             raise ModelError(f"tensor {name} of the trained model is not in its base; please report this")
         places[name].copy_(tensor)
@@ -102,6 +121,7 @@ def reload(staged: Path, config: RunConfig, device: torch.device) -> PreTrainedM
                 source, dtype=dtype, attn_implementation="sdpa", **options
             )
             if config.export.form == "adapter":
+                grow_embeddings(model, config.model)
                 model = PeftModel.from_pretrained(model, staged, autocast_adapter_dtype=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{staged}: the exported model cannot be read again ({error})") from error

@@ -1,6 +1,7 @@
 """The screen: a live bar on a terminal, plain lines elsewhere."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
@@ -26,7 +27,7 @@ class Screen(Protocol):
 
 
 class Pace:
-    """A running mean of the wall seconds per step, checkpoints included."""
+    """A running mean of the wall seconds per step, checkpoints and evaluations included."""
 
     def __init__(self) -> None:
         """Know nothing yet."""
@@ -34,7 +35,7 @@ class Pace:
 
     def add(self, line: dict[str, Any]) -> float:
         """Take one step into the mean and return it."""
-        seconds = line["step_seconds"] + line["checkpoint_stall_seconds"]
+        seconds = line["step_seconds"] + line["checkpoint_stall_seconds"] + line["evaluation_seconds"]
         known = self.seconds_per_step
         self.seconds_per_step = seconds if known is None else known + SMOOTHING * (seconds - known)
         return float(self.seconds_per_step)
@@ -117,6 +118,7 @@ def say_step(line: dict[str, Any], max_steps: int, seconds_left: float) -> str:
     parts = [
         f"step {line['step']:>{width}}/{max_steps}",
         f"loss {_number(line['loss'], '.3f')}",
+        *([f"held_out_loss {_number(line['held_out_loss'], '.3f')}"] if "held_out_loss" in line else []),
         f"lr {_number(line['learning_rate'], '.1e')}",
         f"grad_norm {_number(line['grad_norm'], '.2f')}",
         _rate(line),
@@ -124,6 +126,37 @@ def say_step(line: dict[str, Any], max_steps: int, seconds_left: float) -> str:
         f"{say_duration(seconds_left)} left" if line["step"] < max_steps else "done",
     ]
     return "  ".join(parts)
+
+
+def say_event(kind: str, facts: Mapping[str, Any]) -> str:
+    """Write an event as one line of text; nothing for those that only the file has."""
+    match kind:
+        case "note":
+            return str(facts.get("text", ""))
+        case "memory":
+            return _say_memory(facts["ranks"])
+        case "step_skipped" | "rolled_back":
+            gone = f"; back to step {facts['to_step']}, on past its data" if kind == "rolled_back" else ""
+            return f"step {facts['step']} was not applied: {facts['reason']}{gone}"
+        case "stopped_early":
+            return f"step {facts['step']} is the last: the held-out loss gains nothing more"
+        case "finished" | "stopped" if facts.get("goodput") is not None:
+            wall = say_duration(facts["wall_seconds"])
+            return f"goodput {facts['goodput']:.1%}: so much of {wall} since the first start was useful steps"
+    return ""
+
+
+def _say_memory(ranks: list[dict[str, int]]) -> str:
+    most = {
+        part: max(rank[part] for rank in ranks) for part in ("weights", "gradients", "optimizer", "buffers")
+    }
+    parts = ", ".join(f"{part} {_say_bytes(count)}" for part, count in most.items())
+    host = max(rank["host"] for rank in ranks)
+    return f"memory of a rank: {parts}" + (f"; {_say_bytes(host)} of it on the host" if host else "")
+
+
+def _say_bytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _rate(line: dict[str, Any]) -> str:

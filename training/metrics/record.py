@@ -44,6 +44,28 @@ class StepRecord:
     checkpoint_stall_seconds: float
     """Wall time that saving took from the training since the last step; not part of ``step_seconds``."""
 
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
+    """Parts of ``step_seconds``, as ``training.engine.step.StepSeconds`` explains them."""
+
+    evaluation_seconds: float = 0.0
+    """Wall time of measuring the held-out loss after this step; not part of ``step_seconds``."""
+
+    logging_seconds: float = 0.0
+    """Wall time of keeping and showing the step before this one; not part of ``step_seconds``."""
+
+    skipped: str | None = None
+    """Why the step's update was not applied; None: it was."""
+
+    skipped_steps: int = 0
+    """Steps of the run so far whose update was not applied."""
+
+    held_out_loss: float | None = None
+    """Mean nats per target of held-out documents after this step; None: not measured."""
+
+    held_out_loss_by_source: dict[str, float] | None = None
+
     memory_peak_bytes: int
     """Highest memory of the lead rank's device, or of its process on a CPU."""
 
@@ -82,7 +104,9 @@ def journal_line(record: StepRecord, hardware: Hardware, *, time: float, incarna
     """
     tokens_per_second = find_tokens_per_second(record.tokens, record.step_seconds)
     mfu = find_mfu(tokens_per_second, hardware.flops_per_token, hardware.peak_flops, hardware.world_size)
-    line = asdict(record) | {
+    # What most steps do not have is left out of their lines.
+    told = {key: value for key, value in asdict(record).items() if value is not None}
+    line = told | {
         "tokens_per_second": tokens_per_second,
         "tokens_per_second_per_gpu": tokens_per_second / hardware.world_size,
         **({} if mfu is None else {"mfu": mfu}),

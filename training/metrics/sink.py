@@ -6,7 +6,7 @@ import time
 from training.config.schema import RunConfig
 from training.layout import RunLayout
 from training.metrics.journal import Events, Journal, LineFile
-from training.metrics.progress import Screen, open_screen
+from training.metrics.progress import Screen, open_screen, say_event
 from training.metrics.record import Hardware, MetricsSink, StepRecord, journal_line
 from training.metrics.tracker import TrackerHandle, start_tracker
 from training.ranks import Ranks
@@ -54,10 +54,11 @@ class LeadSink:
         self._screen.show(line)
 
     def event(self, kind: str, **facts: object) -> None:
-        """Keep something that happened, durably, together with the steps before it; a note is also shown."""
+        """Keep something that happened, durably, together with the steps before it; some is shown as well."""
         self._journal.sync()
-        if kind == "note":
-            self._screen.say(str(facts.get("text", "")))
+        shown = say_event(kind, facts)
+        if shown:
+            self._screen.say(shown)
         if not self._events.record(kind, incarnation=self._incarnation, **facts):
             self._warn(self._events)
 

@@ -95,3 +95,29 @@ def lay_documents(ids: Sequence[npt.NDArray[np.integer]], labels: Sequence[npt.N
         tokens=sum(sizes),
         targets=int((joined != IGNORE_INDEX).sum()),
     )
+
+
+def cut_rows(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Group places so that the lengths of a group sum to no more than ``tokens_per_batch``.
+
+    Equal lengths come together, which the per-document attention does in one call; longest first.
+    """
+    rows: list[list[int]] = []
+    room = 0
+    for place in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if lengths[place] > room or not rows:
+            rows.append([])
+            room = tokens_per_batch
+        rows[-1].append(place)
+        room -= lengths[place]
+    return rows
+
+
+def shift_labels(
+    input_ids: npt.NDArray[np.integer], is_target: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """Give for each token of a document its successor where that is a target, IGNORE_INDEX elsewhere; [L]."""
+    labels = np.full(input_ids.size, IGNORE_INDEX, dtype=np.int64)
+    wanted = is_target[1:]
+    labels[:-1][wanted] = input_ids[1:][wanted]
+    return labels

@@ -4,15 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from training.config.schema import AdapterConfig, ModelConfig
-from training.errors import ModelError
+from training.errors import ModelError, first_line
+from training.model.adapter import attach_adapter, check_new_rows, freeze_parts
 from training.model.attention import choose_attention, register_attention
 from training.model.folder import find_model_folder
 from training.model.quiet import quiet_upstream
+from training.model.tokenizer import load_tokenizer
+from training.model.vocabulary import fit_embeddings
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _FOUR = 4
@@ -30,25 +32,39 @@ def build_model(
     """Load the base, attach the adapter, choose the attention. The same call gives the same on every rank.
 
     Args:
-        model: Where the weights are, and the attention kernel.
-        adapter: What is trained: with ``lora`` only the adapter requires a gradient.
+        model: Where the weights are, further tokens, and the attention kernel.
+        adapter: What is trained: all but the frozen parts, or an adapter and modules beside it.
         precision: ``bf16`` or ``fp32``: dtype of all weights that are not 4-bit, and of 4-bit arithmetic.
         device: Where the model lies when this returns.
         seed: Of the adapter's first values (its A matrices; B begins at 0).
         activation_checkpointing: ``none``, or ``full``: each layer is computed again in backward.
 
     Raises:
-        ModelError: The folder is missing, the architecture is unknown or cannot be packed, or an adapter's
-            target names no module.
+        ModelError: The folder is missing, the architecture is unknown or cannot be packed, or a name in
+            ``adapter`` is no part of the model.
     """
     register_attention()
     base = _load_base(model, adapter.base_bits, DTYPES[precision], device)
     base.config.use_cache = False
     if activation_checkpointing == "full":
         enable_activation_checkpointing(base)
+    grown = grow_embeddings(base, model)
+    built: PreTrainedModel | PeftModel = base
     if adapter.kind == "none":
-        return base
-    return attach_adapter(base, adapter, dtype=DTYPES[precision], seed=seed)
+        freeze_parts(base, adapter.frozen)
+    else:
+        built = attach_adapter(base, adapter, dtype=DTYPES[precision], seed=seed)
+    if grown:
+        check_new_rows(built)
+    return built
+
+
+def grow_embeddings(base: PreTrainedModel, model: ModelConfig) -> bool:
+    """Give every token of the run's tokenizer a row; say whether there had been too few."""
+    # The model's own tokenizer fits it already: it need not be read, which takes long for large ones.
+    if not model.extra_tokens and model.tokenizer is None:
+        return False
+    return fit_embeddings(base, len(load_tokenizer(model)))
 
 
 def _load_base(
@@ -69,7 +85,7 @@ def _load_base(
                 folder, config=config, dtype=dtype, attn_implementation=attention, **options
             )
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
+        raise ModelError(f"{folder}: the model cannot be loaded ({first_line(error)})") from error
     check_architecture(base)
     return base if options.get("device_map") else base.to(device)
 
@@ -82,7 +98,7 @@ def _read_config(folder: str) -> Any:
         where = "is no model folder" if Path(folder).is_dir() else "is neither a folder nor found on the hub"
         if isinstance(error, ValueError | KeyError):
             where = "has an architecture that this transformers does not know"
-        raise ModelError(f"{folder} {where} ({_first_line(error)}); check model.path") from error
+        raise ModelError(f"{folder} {where} ({first_line(error)}); check model.path") from error
 
 
 def enable_activation_checkpointing(base: PreTrainedModel) -> None:
@@ -128,59 +144,3 @@ def check_architecture(base: PreTrainedModel) -> None:
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         if getattr(config, key, None) is not None:
             raise ModelError(f"{name} has {key}, which the fused loss does not compute; use another model")
-
-
-def attach_adapter(
-    base: PreTrainedModel, adapter: AdapterConfig, *, dtype: torch.dtype, seed: int
-) -> PeftModel:
-    """Put a LoRA adapter on ``base``; nothing else requires a gradient afterwards.
-
-    Raises:
-        ModelError: One of ``adapter.targets`` names no module.
-    """
-    _check_targets(base, adapter.targets)
-    settings = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=adapter.targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with torch.random.fork_rng(devices=_cuda_of(base)), quiet_upstream():
-            torch.manual_seed(seed)
-            model: PeftModel = get_peft_model(base, settings, autocast_adapter_dtype=False)
-    except ValueError as error:
-        raise ModelError(f"adapter.targets={adapter.targets}: {_first_line(error)}") from error
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
-    return model
-
-
-def _cuda_of(base: nn.Module) -> list[int]:
-    return sorted({p.device.index or 0 for p in base.parameters() if p.device.type == "cuda"})
-
-
-def _check_targets(base: PreTrainedModel, targets: str | list[str]) -> None:
-    if isinstance(targets, str):
-        return
-    head = base.get_output_embeddings()
-    names = [name for name, module in base.named_modules() if _is_linear(module) and module is not head]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            known = sorted({name.rsplit(".", 1)[-1] for name in names})
-            raise ModelError(
-                f"adapter.targets names {target}, which is no linear layer of the model's body; "
-                f"it has {', '.join(known)}; or use all-linear"
-            )
-
-
-def _is_linear(module: nn.Module) -> bool:
-    # bitsandbytes' Linear4bit is one as well; transformers' Conv1D (GPT-2) is what peft adapts too.
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -21,8 +21,27 @@ class Groups:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is minimised beside the cross-entropy."""
+
+    label_smoothing: float = 0.0
+    """Share of each target that is spread evenly over the vocabulary (arXiv:1512.00567, section 7)."""
+
+    z_loss: float = 0.0
+    """Factor of the squared log of the softmax's sum, which keeps logits small (PaLM, arXiv:2204.02311)."""
+
+
+PLAIN = Terms()
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, groups: Groups | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    groups: Groups | None = None,
+    terms: Terms = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Sum the cross-entropy of ``hidden @ weight.T + bias`` over its rows, never holding all logits.
 
@@ -36,17 +55,18 @@ def linear_cross_entropy(
         bias: [V], or None.
         targets: int64 [T], every one a valid id.
         groups: Into which sums the rows go; None: all into one.
+        terms: What is minimised with it.
 
     Returns:
-        Nats, fp32 (fp64 for fp64 inputs), a scalar; 0 where T is 0, still connected to the graph. And the
-        nats of each group, fp64 [groups.count], which carry no gradient: both come of one pass, and nothing
-        here waits for the device.
+        Nats with ``terms``, fp32 (fp64 for fp64 inputs), a scalar; 0 where T is 0, still connected to the
+        graph. And the nats of each group without them, fp64 [groups.count], without gradient: both come
+        of one pass, and nothing here waits for the device.
     """
     wants_gradient = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
     )
     total, sums = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, groups, wants_gradient
+        hidden, weight, bias, targets, groups, terms, wants_gradient
     )
     return total, sums
 
@@ -75,6 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         groups: Groups | None,
+        terms: Terms,
         wants_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         wanted = [wants_gradient and needed for needed in ctx.needs_input_grad[:3]]
@@ -84,14 +105,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
         grad_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wanted[2] else None
         sums = torch.zeros(1 if groups is None else groups.count, dtype=torch.float64, device=hidden.device)
+        beside = torch.zeros((), dtype=torch.float64, device=hidden.device)
         rows = _rows_per_chunk(weight)
         for start in range(0, hidden.shape[0], rows):
             part = hidden[start : start + rows]
             losses, logits, log_sums = _chunk_loss_parts(part, weight, bias, targets[start : start + rows])
             sums += _sum_by_group(losses, groups, start)
+            if terms != PLAIN:
+                beside += _sum_terms(losses, logits, log_sums, terms)
             if not any(wanted):
                 continue
-            slope = _softmax_minus_target(logits, log_sums, targets[start : start + rows])
+            slope = _slope(logits, log_sums, targets[start : start + rows], terms)
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
             slope = slope.to(hidden.dtype)
@@ -105,14 +129,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
         ctx.mark_non_differentiable(sums)
-        return sums.sum().to(_wide(hidden.dtype)), sums
+        return (sums.sum() + beside).to(_wide(hidden.dtype)), sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradients: tuple[Tensor | None, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
         scaled = [None if part is None else part * upstream.to(part.dtype) for part in gradients]
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
 def _sum_by_group(losses: Tensor, groups: Groups | None, start: int) -> Tensor:
@@ -145,10 +169,26 @@ def _chunk_loss_parts(
     return losses, logits, log_sums
 
 
-def _softmax_minus_target(logits: Tensor, log_sums: Tensor, targets: Tensor) -> Tensor:
-    """Turn logits, in place, into d(sum of losses) / d(logits)."""
+def _sum_terms(losses: Tensor, logits: Tensor, log_sums: Tensor, terms: Terms) -> Tensor:
+    """Sum what ``terms`` add to the cross-entropy of some rows, in fp64.
+
+    Smoothed: (1 - s) x loss + s x the mean over the vocabulary of -log softmax.
+    """
+    added = terms.z_loss * log_sums[:, 0].double().square()
+    if terms.label_smoothing:
+        even = log_sums[:, 0] - logits.mean(dim=-1)
+        added += terms.label_smoothing * (even.double() - losses.double())
+    return added.sum()
+
+
+def _slope(logits: Tensor, log_sums: Tensor, targets: Tensor, terms: Terms) -> Tensor:
+    """Turn logits, in place, into d(what is minimised) / d(logits): softmax minus target, and the terms'."""
     slope = logits.sub_(log_sums).exp_()
-    return slope.scatter_add_(1, targets[:, None], torch.full_like(log_sums, -1.0))
+    if terms.z_loss:
+        slope *= 1 + 2 * terms.z_loss * log_sums
+    if terms.label_smoothing:
+        slope -= terms.label_smoothing / logits.shape[1]
+    return slope.scatter_add_(1, targets[:, None], torch.full_like(log_sums, terms.label_smoothing - 1))
 
 
 def _rows_per_chunk(weight: Tensor) -> int:

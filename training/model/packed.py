@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from training.errors import ModelError
 from training.model.attention import build_attention_inputs
 from training.model.inputs import Batch, find_owners, find_target_sources, find_targets
-from training.model.loss import Groups, linear_cross_entropy, linear_cross_entropy_per_row
+from training.model.loss import PLAIN, Groups, Terms, linear_cross_entropy, linear_cross_entropy_per_row
 
 
 class PackedLanguageModel(nn.Module):
@@ -17,12 +17,15 @@ class PackedLanguageModel(nn.Module):
     Everything that reads a parameter happens inside ``forward``, where ZeRO-3 gathers what is read.
     """
 
-    def __init__(self, hf_model: PreTrainedModel | PeftModel, *, sources: int = 1) -> None:
+    def __init__(
+        self, hf_model: PreTrainedModel | PeftModel, *, sources: int = 1, terms: Terms = PLAIN
+    ) -> None:
         """Wrap a model from ``build_model``; its parameters keep their names behind ``hf_model.``.
 
         Args:
             hf_model: The model.
             sources: How many sources the corpus has: their losses are told apart.
+            terms: What is minimised beside the cross-entropy.
 
         Raises:
             ModelError: The model has no output layer.
@@ -30,20 +33,23 @@ class PackedLanguageModel(nn.Module):
         super().__init__()
         self.hf_model = hf_model
         self._sources = sources
+        self._terms = terms
         base = base_of(hf_model)
         if base.get_output_embeddings() is None:
             raise ModelError(f"{type(base).__name__} has no output layer; it is no causal language model")
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, *, by_document: bool = False) -> tuple[Tensor, Tensor]:
         """Sum the cross-entropy over all targets of the batch.
 
         Args:
             batch: On the model's device. One without targets gives 0 that still reaches every trained
                 parameter: a rank that sent no gradient would keep the others waiting.
+            by_document: Tell the nats of each document apart, and not those of each source.
 
         Returns:
-            Nats, fp32, a scalar: sums and no means, so that ranks and passes can be weighed together. And
-            the nats of each source, fp64 [sources], without gradient.
+            Nats and the further terms, fp32, a scalar: sums and no means, so that ranks and passes can be
+            weighed together. And the nats alone of each source, fp64 [sources], or document [documents],
+            without gradient.
 
         Raises:
             ValueError: A document is of a source that the model was not told of.
@@ -53,9 +59,11 @@ class PackedLanguageModel(nn.Module):
         places = find_targets(batch)
         hidden, targets = self._hidden(batch, places), batch.labels[0].index_select(0, places)
         groups = None
-        if self._sources > 1:
+        if by_document:
+            groups = Groups(find_owners(batch, places), len(batch.source_ids))
+        elif self._sources > 1:
             groups = Groups(find_target_sources(batch, places), self._sources)
-        return linear_cross_entropy(hidden, *self._head(), targets, groups)
+        return linear_cross_entropy(hidden, *self._head(), targets, groups, self._terms)
 
     @torch.no_grad()
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -11,13 +11,14 @@ from training.errors import ModelError
 from training.model.byte_tokenizer import END_OF_TEXT, build_byte_tokenizer
 from training.model.folder import find_model_folder
 from training.model.quiet import quiet_upstream
+from training.model.vocabulary import add_tokens
 
 BYTES = "bytes"
 _TEXT_ENDS = (END_OF_TEXT, "<|end_of_text|>")
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load what ``model.tokenizer`` names, else the model's own; give it ``model.chat_template``.
+    """Load what ``model.tokenizer`` names, else the model's own; add ``model``'s tokens and chat template.
 
     Raises:
         ModelError: The tokenizer or the template file is missing, or the tokenizer names no end token.
@@ -28,6 +29,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer = build_tokenizer(model.tokenizer)
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer names no end token (eos_token); set it in its tokenizer_config.json")
+    add_tokens(tokenizer, model.extra_tokens)
     if model.chat_template is not None:
         tokenizer.chat_template = _read_template(Path(model.chat_template))
         tokenizer.chat_template_file = model.chat_template

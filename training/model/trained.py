@@ -1,20 +1,19 @@
 """The model as a checkpoint left it, or as it was before: what evaluation asks and export writes."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from training.config.schema import RunConfig
 from training.errors import CheckpointError
+from training.fragments.fragment import DTYPES
+from training.fragments.index import WEIGHT, Parameter
+from training.fragments.reader import FragmentReader
 from training.model.load import build_model
-
-WEIGHTS = "weights"
-INDEX = "weights.json"
 
 
 def load_trained_model(
@@ -44,60 +43,43 @@ def load_trained_model(
     return model.eval()
 
 
+@torch.no_grad()
 def load_weights(model: PreTrainedModel | PeftModel, checkpoint_folder: Path) -> None:
     """Put every trained tensor of a checkpoint into ``model``; none may be missing or left over.
+
+    The files are mapped, and read a parameter at a time.
 
     Raises:
         CheckpointError: The weights are missing, or belong to another model.
     """
-    folder = checkpoint_folder / WEIGHTS
-    kind, tensors = read_weights(folder)
-    wanted_kind = "adapter" if isinstance(model, PeftModel) else "full"
-    if kind != wanted_kind:
-        raise CheckpointError(f"{folder} holds {kind} weights, wanted {wanted_kind}: another adapter.kind")
-    expected = get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
-    _check_names(folder, expected, tensors)
-    if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, tensors)
-    else:
-        model.load_state_dict(tensors, strict=False)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with FragmentReader(checkpoint_folder) as reader:
+        saved = {name: entry for name, entry in reader.index.parameters.items() if WEIGHT in entry.keys}
+        _check_names(checkpoint_folder, trained, saved)
+        for name, parameter in trained.items():
+            dtype = DTYPES[saved[name].keys[WEIGHT]]
+            flat = torch.empty(parameter.numel(), dtype=dtype)
+            for first, data in reader.read(name, WEIGHT, 0, parameter.numel()):
+                found = torch.frombuffer(data, dtype=dtype)
+                flat[first : first + len(found)] = found
+            parameter.copy_(flat.view(parameter.shape))
 
 
-def read_weights(folder: Path) -> tuple[str, dict[str, Tensor]]:
-    """Read the ``weights`` folder of a checkpoint.
-
-    Returns:
-        ``adapter`` or ``full``, and the tensors by name.
-
-    Raises:
-        CheckpointError: The folder is missing or damaged.
-    """
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        tensors: dict[str, Tensor] = {}
-        for name in index["files"]:
-            tensors.update(load_file(folder / name))
-        return str(index["kind"]), tensors
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename or folder} is missing; name an earlier checkpoint") from None
-    except (json.JSONDecodeError, KeyError, OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} cannot be read ({error}); name an earlier checkpoint") from error
-
-
-def _check_names(folder: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    unknown = sorted(set(found) - set(expected))
+def _check_names(folder: Path, trained: Mapping[str, Tensor], saved: Mapping[str, Parameter]) -> None:
+    unknown = sorted(set(saved) - set(trained))
     if unknown:
-        raise CheckpointError(f"{folder} holds {unknown[0]}, which the model has not; it is of another model")
-    # A tied tensor is written once, under either of its names.
-    held = {expected[name].data_ptr() for name in found}
-    missing = [name for name, tensor in expected.items() if tensor.data_ptr() not in held]
+        raise CheckpointError(
+            f"{folder} holds {unknown[0]}, which this run does not train; it is of another model or adapter"
+        )
+    missing = sorted(set(trained) - set(saved))
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {missing[0]} ({len(missing)} of {len(expected)}); it is incomplete"
+            f"{folder} lacks {missing[0]} ({len(missing)} of {len(trained)}); it is of another model or "
+            "adapter"
         )
-    for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
+    for name, entry in saved.items():
+        if entry.shape != tuple(trained[name].shape):
             raise CheckpointError(
-                f"{folder}: {name} has shape {list(tensor.shape)}, the model wants "
-                f"{list(expected[name].shape)}; it is of another model or adapter.rank"
+                f"{folder}: {name} has shape {list(entry.shape)}, the model wants "
+                f"{list(trained[name].shape)}; it is of another model or adapter.rank"
             )

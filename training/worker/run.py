@@ -2,7 +2,9 @@
 
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -10,31 +12,40 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from training.audit.gate import check_audit
+from training.checkpoint.commit import Lineage
 from training.checkpoint.fence import claim_incarnation
-from training.checkpoint.store import CheckpointStore, Lineage
-from training.collectives import from_lead, leave
+from training.checkpoint.retention import Retention
+from training.checkpoint.store import CheckpointStore
+from training.collectives import from_lead, gather_over_ranks, leave
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.order.plan import open_plan
-from training.data.reading.loader import build_stream
+from training.data.reading.loader import BatchStream, build_stream
 from training.data.reading.reader import Corpus, check_settings, check_tokenizer, open_corpus
+from training.early_stop import HeldOutLoss
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
+from training.engine.seeds import make_deterministic
 from training.errors import EXIT_OK
+from training.held_out import HeldOutDocuments, draw_held_out
 from training.layout import RunLayout
 from training.loop import Parts, StopReason, train
+from training.metrics.goodput import find_goodput, read_first_start
+from training.metrics.journal import read_journal
 from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
 from training.model.arithmetic import flops_per_token, peak_flops
+from training.model.inputs import Batch
 from training.model.load import build_model
 from training.model.self_test import CUTS, check_isolation
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.outcome import Outcome, write_outcome
 from training.progress import Progress
 from training.ranks import Ranks
-from training.rules import check_rules
+from training.rules.check import check_rules
 from training.schedule import learning_rate_at
 from training.stop import StopFlag
 from training.worker.attended import mean_attended_tokens
+from training.worker.blame import find_names, name_worst_documents
 from training.worker.start import take_place
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes")
@@ -55,6 +66,8 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
     """Train until the run is finished or asked to stop; give the exit code. Collective."""
     config = read_frozen(layout.config)
     check_rules(config)
+    if config.deterministic:
+        make_deterministic()
     place = take_place(config, ranks)
     corpus = open_corpus(config.data.path, "train", config.loader)
     check_tokenizer(corpus.manifest, tokenizer_fingerprint(load_tokenizer(config.model)), config.data.path)
@@ -70,7 +83,7 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
         engine = DeepSpeedEngine(model, config, place, sources=len(corpus.manifest.sources))
         store = CheckpointStore(engine, _lineage(layout, config, ranks, incarnation, corpus), metrics)
         scene = Scene(config=config, place=place, corpus=corpus, engine=engine, metrics=metrics)
-        reason, progress = _train(scene, store, stop)
+        reason, progress = _train(layout, scene, store, stop)
     except Exception as error:
         metrics.event("failed", error_class=type(error).__name__, reason=str(error))
         raise
@@ -82,7 +95,9 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
     return EXIT_OK
 
 
-def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopReason, Progress]:
+def _train(
+    layout: RunLayout, scene: Scene, store: CheckpointStore, stop: StopFlag
+) -> tuple[StopReason, Progress]:
     config, place, metrics = scene.config, scene.place, scene.metrics
     progress = store.resume()
     metrics.event("resumed" if progress.step else "started", step=progress.step)
@@ -95,24 +110,72 @@ def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopRe
     )
     for note in batches.notes:
         metrics.event("note", text=note)
-    parts = Parts(
-        batches=batches,
-        engine=scene.engine,
-        checkpoints=store,
-        metrics=metrics,
-        stop=stop,
-        sources=list(scene.corpus.manifest.sources),
-        learning_rate_at=lambda step: learning_rate_at(
-            step, optimizer=config.optimizer, schedule=config.schedule, max_steps=config.loop.max_steps
-        ),
-        memory_peak_bytes=lambda: memory_peak_bytes(place.device),
-    )
+    parts = _gather_parts(scene, store, stop, batches)
     try:
         reason, progress = train(parts, config.loop, progress)
     finally:
         batches.close()
-    metrics.event("finished" if reason is StopReason.FINISHED else "stopped", step=progress.step)
+        store.close()
+    facts = _find_goodput(layout) if place.ranks.is_lead else {}
+    metrics.event("finished" if reason is StopReason.FINISHED else "stopped", step=progress.step, **facts)
     return reason, progress
+
+
+def _find_goodput(layout: RunLayout) -> dict[str, float]:
+    found = find_goodput(
+        read_journal(layout.metrics), started=read_first_start(layout.incarnations), now=time.time()
+    )
+    return asdict(found) | {"goodput": found.goodput}
+
+
+def _gather_parts(scene: Scene, store: CheckpointStore, stop: StopFlag, batches: BatchStream) -> Parts[Batch]:
+    config, place, engine = scene.config, scene.place, scene.engine
+    sources = list(scene.corpus.manifest.sources)
+    held_out = _open_held_out(config, place, sources) if config.loop.evaluate_every_steps else None
+
+    def blame(micro_batches: Sequence[Batch], position: int) -> list[str]:
+        names = find_names(
+            scene.corpus, batches.rows, batches.order, place.plan, rank=place.ranks.rank, position=position
+        )
+        return name_worst_documents(micro_batches, names, partial(engine.measure_nats, by_document=True))
+
+    def measure_held_out() -> HeldOutLoss:
+        if held_out is None:
+            raise RuntimeError("no documents were held ready: loop.evaluate_every_steps is null")
+        return held_out.measure(engine.measure_nats, place.device)
+
+    def tell_memory() -> None:
+        if engine.memory is not None:
+            ranks = [asdict(account) for account in gather_over_ranks(engine.memory)]
+            scene.metrics.event("memory", ranks=ranks)
+
+    return Parts(
+        batches=batches,
+        engine=engine,
+        checkpoints=store,
+        metrics=scene.metrics,
+        stop=stop,
+        sources=sources,
+        learning_rate_at=lambda step: learning_rate_at(
+            step, optimizer=config.optimizer, schedule=config.schedule, max_steps=config.loop.max_steps
+        ),
+        memory_peak_bytes=lambda: memory_peak_bytes(place.device),
+        blame=blame,
+        tell_memory=tell_memory,
+        measure_held_out=measure_held_out,
+    )
+
+
+def _open_held_out(config: RunConfig, place: Place, sources: Sequence[str]) -> HeldOutDocuments:
+    documents = draw_held_out(
+        open_corpus(config.data.path, "held_out", config.loader),
+        first=config.evaluation.held_out_documents,
+        size=config.loop.held_out_documents,
+        sequence_length=config.batch.sequence_length,
+        salt=config.data.split_seed,
+    )
+    tokens = config.batch.micro_batch_size * config.batch.sequence_length
+    return HeldOutDocuments(documents, sources, place.ranks, tokens_per_batch=tokens)
 
 
 def _build_model(config: RunConfig, place: Place) -> PreTrainedModel | PeftModel:
@@ -142,7 +205,7 @@ def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: in
         zero_stage=config.strategy.zero_stage,
         incarnation=incarnation,
         corpus=corpus.manifest.fingerprint,
-        keep=config.loop.keep_checkpoints,
+        keep=Retention(newest=config.loop.keep_checkpoints, every_steps=config.loop.keep_every_steps),
         versions={name: version(name) for name in _PACKAGES},
     )
 

@@ -89,7 +89,7 @@ def build_mixture(
     how much the two differ.
 
     Args:
-        config: The rules of ``training.rules`` hold for it.
+        config: The rules of ``training.rules.check`` hold for it.
         sources: What was packed of each source.
         global_batch_size: Samples per step.
         max_steps: Steps of the run.

@@ -1,4 +1,4 @@
-"""Rules across groups: what no single setting can know. The login node and every rank call the same."""
+"""What no single setting can know: refuses a configuration whose parts do not go together."""
 
 from itertools import pairwise
 
@@ -6,6 +6,8 @@ from training.batch import find_world_size, plan_batch
 from training.config.schema import RunConfig
 from training.config.sources import MixtureConfig
 from training.errors import ConfigError
+from training.rules.strategies import check_strategy
+from training.schedule import schedule_length
 
 
 def check_rules(config: RunConfig) -> None:
@@ -17,8 +19,9 @@ def check_rules(config: RunConfig) -> None:
     plan_batch(config.batch, find_world_size(config.cluster))
     _check_model(config)
     _check_adapter(config)
-    _check_strategy(config)
+    check_strategy(config)
     _check_schedule(config)
+    _check_loop(config)
     _check_mixture(config)
     _check_prepare(config)
 
@@ -41,34 +44,48 @@ def _check_model(config: RunConfig) -> None:
 
 
 def _check_adapter(config: RunConfig) -> None:
-    if config.adapter.base_bits == 4 and config.adapter.kind == "none":  # noqa: PLR2004
+    adapter = config.adapter
+    if adapter.kind == "none" and adapter.trained_modules:
         raise ConfigError(
-            "adapter.base_bits=4 needs adapter.kind=lora: 4-bit weights cannot be trained; use adapter=qlora"
+            "adapter.trained_modules goes with an adapter; adapter.kind=none trains all modules but those of "
+            "adapter.frozen"
+        )
+    if adapter.kind != "none" and adapter.frozen:
+        raise ConfigError(
+            f"adapter.frozen goes with adapter.kind=none; adapter.kind={adapter.kind} trains the adapter and "
+            "adapter.trained_modules alone"
+        )
+    if adapter.kind != "none" and config.model.extra_tokens and not adapter.trained_modules:
+        raise ConfigError(
+            "model.extra_tokens adds rows to the embeddings, which an adapter leaves as they are; set "
+            "adapter.trained_modules=[embed_tokens,lm_head] (in the model's own words)"
         )
     if config.export.form == "adapter" and config.adapter.kind == "none":
         raise ConfigError("export.form=adapter needs an adapter; use export.form=merged")
 
 
-def _check_strategy(config: RunConfig) -> None:
-    strategy = config.strategy
-    if strategy.offload_parameters != "none" and strategy.zero_stage != 3:  # noqa: PLR2004
-        raise ConfigError(
-            f"strategy.offload_parameters={strategy.offload_parameters} needs strategy.zero_stage=3, "
-            f"found {strategy.zero_stage}"
-        )
-    if strategy.offload_optimizer != "none" and strategy.zero_stage == 0:
-        raise ConfigError(
-            f"strategy.offload_optimizer={strategy.offload_optimizer} needs strategy.zero_stage=1, 2 or 3"
-        )
-
-
 def _check_schedule(config: RunConfig) -> None:
     schedule, steps = config.schedule, config.loop.max_steps
+    length = schedule_length(schedule, steps)
     used = schedule.warmup_steps + (schedule.decay_steps if schedule.kind == "wsd" else 0)
-    if used > steps:
+    if used > length:
+        name = "loop.max_steps" if length == steps else "the schedule's length"
         raise ConfigError(
-            f"schedule.warmup_steps + schedule.decay_steps = {used} is more than loop.max_steps={steps}; "
+            f"schedule.warmup_steps + schedule.decay_steps = {used} is more than {name}={length}; "
             "shorten them"
+        )
+    if schedule.first_step + steps > length:
+        raise ConfigError(
+            f"schedule.total_steps={length} ends before schedule.first_step + loop.max_steps = "
+            f"{schedule.first_step + steps}; use that or more, or null"
+        )
+
+
+def _check_loop(config: RunConfig) -> None:
+    if config.loop.patience is not None and config.loop.evaluate_every_steps is None:
+        raise ConfigError(
+            f"loop.patience={config.loop.patience} counts measurements of the held-out loss, and there are "
+            "none; set loop.evaluate_every_steps"
         )
 
 

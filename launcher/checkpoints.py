@@ -1,0 +1,59 @@
+"""`metier checkpoints RUN [ACTION]`: looks after what a run has saved, in a process without torch."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.commands import merge_environment, package_variables
+from launcher.processes import run_here
+from training.config.names import nearest
+from training.errors import ConfigError
+
+ACTIONS = ("list", "verify", "prune", "convert")
+_RUN_ROOT = "runs"
+
+
+def run_checkpoints(words: Sequence[str]) -> int:
+    """Do what the words say; give the exit code.
+
+    Args:
+        words: A run's folder, or its name in ``runs``; an action; ``step=N`` and ``to=FOLDER`` for some.
+
+    Raises:
+        ConfigError: The words name no run or no action.
+    """
+    plain = [word for word in words if "=" not in word]
+    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    root = _find_run(plain)
+    action = plain[1] if plain[1:] else "list"
+    if action not in ACTIONS:
+        raise ConfigError(f"{action} is no action{nearest(action, ACTIONS)}; wanted {', '.join(ACTIONS)}")
+    if plain[2:]:
+        raise ConfigError(f"{plain[2]}: one action at a time; a setting is step=N or to=FOLDER")
+    wanted = {"verify": {"step"}, "convert": {"step", "to"}}.get(action, set())
+    for key in settings:
+        if key not in wanted:
+            known = ", ".join(sorted(wanted)) or "none"
+            raise ConfigError(f"{key} is no setting of {action}; it has {known}")
+    step = settings.get("step", "")
+    if step and not step.isdecimal():
+        raise ConfigError(f"step={step}: wanted a number of steps")
+    command = [sys.executable, "-m", "training.upkeep", str(root), action]
+    if settings.get("to") and not step:
+        raise ConfigError("to=FOLDER needs step=N: say which checkpoint")
+    command += [value for value in (step, settings.get("to", "")) if value]
+    return run_here(command, merge_environment(os.environ, package_variables()))
+
+
+def _find_run(plain: Sequence[str]) -> Path:
+    if not plain:
+        raise ConfigError("name a run: metier checkpoints RUN [list|verify|prune|convert]")
+    for folder in (Path(plain[0]), Path(_RUN_ROOT) / plain[0]):
+        if (folder / "run.json").is_file():
+            return folder.absolute()
+    known = sorted(path.parent.name for path in Path(_RUN_ROOT).glob("*/run.json"))
+    raise ConfigError(
+        f"{plain[0]} is no run, neither {plain[0]}/run.json nor {_RUN_ROOT}/{plain[0]}/run.json exists"
+        f"{nearest(plain[0], known)}"
+    )

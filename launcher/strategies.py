@@ -1,0 +1,196 @@
+"""Writes docs/strategies.md from the rules: ``python -m launcher.strategies FILE [--check]``."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.generated import write_or_check
+from training.rules.strategies import Combination, Method, judge
+
+METHODS: dict[Method, str] = {
+    "none": "`adapter=none`",
+    "lora": "`adapter=lora`",
+    "dora": "`adapter=dora`",
+    "qlora": "`adapter=qlora`",
+    "qdora": "`adapter=dora adapter.base_bits=4`",
+}
+OPTIMIZERS = ("adamw", "adamw_cpu", "adamw_8bit", "adamw_paged", "lion", "adafactor")
+PRECISIONS = ("fp32", "bf16")
+
+_PLAIN: dict[str, Any] = {
+    "offload_optimizer": "none",
+    "offload_parameters": "none",
+    "secondary_ranks": 1,
+    "quantized_weights": False,
+    "quantized_gradients": False,
+}
+_BOTH_ON = {"offload_optimizer": "cpu", "offload_parameters": "cpu"}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "0": {"zero_stage": 0},
+    "1": {"zero_stage": 1},
+    "2": {"zero_stage": 2},
+    "3": {"zero_stage": 3},
+    "0, optimizer on CPU": {"zero_stage": 0, "offload_optimizer": "cpu"},
+    "1, optimizer on CPU": {"zero_stage": 1, "offload_optimizer": "cpu"},
+    "2, optimizer on CPU": {"zero_stage": 2, "offload_optimizer": "cpu"},
+    "2, parameters on CPU": {"zero_stage": 2, **_BOTH_ON},
+    "3, optimizer on CPU": {"zero_stage": 3, "offload_optimizer": "cpu"},
+    "3, both on CPU": {"zero_stage": 3, **_BOTH_ON},
+    "2, optimizer on NVMe": {"zero_stage": 2, "offload_optimizer": "nvme"},
+    "3, both on NVMe": {"zero_stage": 3, "offload_optimizer": "nvme", "offload_parameters": "nvme"},
+    "3, hpZ": {"zero_stage": 3, "secondary_ranks": 2},
+    "3, quantized weights": {"zero_stage": 3, "quantized_weights": True},
+    "3, quantized gradients": {"zero_stage": 3, "quantized_gradients": True},
+    "3, ZeRO++": {
+        "zero_stage": 3,
+        "secondary_ranks": 2,
+        "quantized_weights": True,
+        "quantized_gradients": True,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """Combinations that a test runs. The test takes them from here, so that the page cannot promise more."""
+
+    methods: tuple[Method, ...]
+    strategies: tuple[str, ...]
+    optimizers: tuple[str, ...]
+    precisions: tuple[str, ...]
+
+    def __contains__(self, cell: tuple[str, str, str, str]) -> bool:
+        """Whether (method, strategy, optimizer, precision) is among them."""
+        parts = (self.methods, self.strategies, self.optimizers, self.precisions)
+        return all(each in known for each, known in zip(cell, parts, strict=True))
+
+
+MATRIX = Tested(
+    methods=("none", "lora", "qlora"),
+    strategies=("0", "1", "2", "3", "2, optimizer on CPU", "3, both on CPU"),
+    optimizers=("adamw",),
+    precisions=PRECISIONS,
+)
+FURTHER = (
+    Tested(
+        methods=("dora",),
+        strategies=("0", "2", "3"),
+        optimizers=("adamw",),
+        precisions=("fp32",),
+    ),
+    Tested(methods=("qdora",), strategies=("0", "2"), optimizers=("adamw",), precisions=("fp32",)),
+    Tested(
+        methods=("none", "qlora"),
+        strategies=("0", "2", "3", "3, both on CPU"),
+        optimizers=("lion",),
+        precisions=("fp32",),
+    ),
+    Tested(methods=("none", "lora"), strategies=("0",), optimizers=("adafactor",), precisions=("fp32",)),
+    Tested(
+        methods=("none", "lora", "qlora"),
+        strategies=("1, optimizer on CPU", "3, optimizer on CPU", "3, hpZ"),
+        optimizers=("adamw",),
+        precisions=("fp32",),
+    ),
+)
+
+_HEAD = """\
+# Strategies
+
+<!-- Written by `python -m launcher.strategies docs/strategies.md` from training/rules/strategies.py. -->
+
+Which method goes with which ZeRO stage, offload, optimizer and precision. Every cell is decided by the rules
+that `metier train` asks before anything starts, and that every rank asks again.
+
+| a cell says | which means |
+|---|---|
+| **tested** | `tests/ranks/test_matrix.py` runs it, on CPUs, and compares it with a plain loop |
+| works | the rules let it through; no test runs it |
+| GPU | it needs a GPU; no test runs it |
+| libaio | it needs libaio and its headers on the compute nodes; no test runs it |
+| no (N) | refused in one line, the N-th below |
+
+Where fp32 and bf16 differ, a cell says both, in this order. With bf16, stage 0 is carried out as stage 1:
+DeepSpeed's stage 0 would sum gradients in bf16, and the loss would depend on how a batch is cut.
+
+"Tested" means the losses and gradient norms of five steps. In fp32 they are equal to 1e-5 of their size: with
+adamw and `adapter=none`, `lora` or `qlora` in six strategies for one and two processes, one and four passes a
+step, packed and unpacked rows; for all else, as for bf16, where they are equal but for its rounding, on two
+processes with four passes. No cell was run on a GPU.
+"""
+
+_ABSENT = """\
+## Not there
+
+- **MiCS**: DeepSpeed has removed it (0.19.8 refuses its keys). Use `strategy.secondary_ranks` (hpZ), which
+  also gathers inside a node.
+- **Muon**: not yet. Under ZeRO, DeepSpeed puts Muon's updates in the gradients' place before it measures and
+  clips their norm, so `optimizer.max_grad_norm` would clip the updates. Use `optimizer=adamw`.
+- **Ulysses** sequence parallelism and **AutoTP**: not yet. For long rows use
+  `strategy.activation_checkpointing=full`, for large models `strategy=zero3`.
+"""
+
+
+@dataclass
+class Footnotes:
+    """Numbers the reasons of refusals in the order in which they come."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def number(self, reason: str) -> int:
+        """Give a reason its number."""
+        return self.numbers.setdefault(reason, len(self.numbers) + 1)
+
+    def lines(self) -> Iterator[str]:
+        """List the reasons."""
+        for reason, number in self.numbers.items():
+            yield f"{number}. {reason}"
+
+
+def write_page() -> str:
+    """Give the whole page."""
+    notes = Footnotes()
+    parts = [_HEAD]
+    for optimizer in OPTIMIZERS:
+        lines = [f"## optimizer={optimizer}", "", f"| ZeRO | {' | '.join(METHODS.values())} |"]
+        lines.append("|---" * (1 + len(METHODS)) + "|")
+        for strategy in STRATEGIES:
+            cells = [_cell(method, strategy, optimizer, notes) for method in METHODS]
+            lines.append(f"| {strategy} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines) + "\n")
+    parts += [_ABSENT, "## Why not\n\n" + "\n".join(notes.lines()) + "\n"]
+    return "\n".join(parts)
+
+
+def make_combination(method: Method, strategy: str, optimizer: str, precision: str) -> Combination:
+    """Name a combination by its row, column and table."""
+    settings = _PLAIN | STRATEGIES[strategy]
+    return Combination(method=method, optimizer=optimizer, precision=precision, **settings)
+
+
+def is_tested(method: str, strategy: str, optimizer: str, precision: str) -> bool:
+    """Say whether a test runs it."""
+    return any((method, strategy, optimizer, precision) in tested for tested in (MATRIX, *FURTHER))
+
+
+def _cell(method: Method, strategy: str, optimizer: str, notes: Footnotes) -> str:
+    words = [_word(method, strategy, optimizer, precision, notes) for precision in PRECISIONS]
+    return words[0] if len(set(words)) == 1 else ", ".join(words)
+
+
+def _word(method: Method, strategy: str, optimizer: str, precision: str, notes: Footnotes) -> str:
+    verdict = judge(make_combination(method, strategy, optimizer, precision))
+    match verdict.kind:
+        case "refused":
+            return f"no ({notes.number(verdict.reason)})"
+        case "needs a GPU":
+            return "GPU"
+        case "needs libaio":
+            return "libaio"
+        case "works":
+            return "**tested**" if is_tested(method, strategy, optimizer, precision) else "works"
+
+
+if __name__ == "__main__":
+    sys.exit(write_or_check("launcher.strategies", write_page))

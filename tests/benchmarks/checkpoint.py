@@ -1,0 +1,152 @@
+"""How long a save holds the training up, what it costs the steps after it, and the memory of save and load.
+
+    python -m tests.benchmarks.checkpoint [--megabytes 600] [--rounds 3] [--folder FOLDER]
+
+One process with fp32 weights and two moments. Stall: from calling ``save`` to its return, against torch.save
+of the same tensors into the same folder; both also in CPU seconds, which other processes disturb less.
+Slow-down: how much longer the steps take, summed up, while a save is on its way. Memory: the process's
+anonymous pages above what it had before; mapped files are not counted.
+"""
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests.checkpoint_case import at
+from tests.fake_run import open_fake_store
+from training.fragments.fragment import Fragment
+from training.fragments.reader import FragmentReader
+
+PARAMETERS = 50
+KEYS = ("weight", "exp_avg", "exp_avg_sq")
+GOAL_STALL = 0.10
+GOAL_SLOWDOWN = 1.0
+
+
+class BigEngine:
+    """Some parameters with their moments, and a step that computes."""
+
+    def __init__(self, megabytes: int) -> None:
+        count = megabytes * 1_000_000 // (4 * len(KEYS) * PARAMETERS)
+        self.state = {f"layer_{n}": {key: torch.randn(count) for key in KEYS} for n in range(PARAMETERS)}
+        self._matrix = torch.randn(600, 600)
+
+    def step(self) -> float:
+        """Compute for a while; give the seconds."""
+        started = time.perf_counter()
+        for _ in range(10):
+            self._matrix @ self._matrix
+        return time.perf_counter() - started
+
+    def fragments(self) -> Iterator[Fragment]:
+        for name, tensors in self.state.items():
+            yield Fragment(
+                name=name,
+                shape=tuple(tensors["weight"].shape),
+                start=0,
+                tensors=tensors,
+                scalars={"step": 1.0},
+            )
+
+    def load(self, reader: FragmentReader) -> None:
+        for name, tensors in self.state.items():
+            for key, tensor in tensors.items():
+                for begin, data in reader.read(name, key, 0, len(tensor)):
+                    found = torch.frombuffer(data, dtype=torch.float32)
+                    tensor[begin : begin + len(found)] = found
+
+
+def anonymous_bytes() -> int:
+    """Read this process's memory, mapped files not counted."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no RssAnon in /proc/self/status")
+
+
+def peak_above(work: Callable[[], object]) -> int:
+    """Do some work; give the most memory that it had above what there was before."""
+    before, peak, ended = anonymous_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.005):
+            peak = max(peak, anonymous_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    work()
+    ended.set()
+    watcher.join()
+    return max(0, peak - before)
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Do some work; give its wall seconds and this thread's CPU seconds."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    work()
+    return time.perf_counter() - wall, time.thread_time() - cpu
+
+
+def measure_round(engine: BigEngine, root: Path, number: int, store: object) -> dict[str, float]:
+    """Take plain steps, then torch.save, then our save with steps beside it."""
+    plain = statistics.median(engine.step() for _ in range(30))
+    path = root / "plain.pt"
+    torch_seconds, torch_cpu = timed(lambda: torch.save(engine.state, path))
+    path.unlink()
+    stall, stall_cpu = timed(lambda: store.save(at(number)))  # type: ignore[attr-defined]
+    flight = store._flight  # type: ignore[attr-defined]
+    beside = []
+    while not flight.landed.is_set():
+        beside.append(engine.step())
+    store.settle()  # type: ignore[attr-defined]
+    return {
+        "torch.save": torch_seconds,
+        "torch.save, CPU": torch_cpu,
+        "stall": stall,
+        "stall, CPU": stall_cpu,
+        "on the disk after": flight.seconds,
+        "slow-down": sum(beside) - plain * len(beside),
+    }
+
+
+def main() -> None:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        root, engine = Path(folder), BigEngine(options.megabytes)
+        store = open_fake_store(root, engine)  # type: ignore[arg-type]
+        first = peak_above(lambda: measure_round(engine, root, 1, store))
+        rounds = [measure_round(engine, root, 2 + n, store) for n in range(options.rounds)]
+        final = open_fake_store(root, engine)  # type: ignore[arg-type]
+        live = peak_above(lambda: final.save(at(99), final=True))
+        load = peak_above(final.resume)
+    told = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+    table = Table("measure", "seconds", "of torch.save", "goal")
+    for key, seconds in told.items():
+        goal = {"stall": GOAL_STALL, "stall, CPU": GOAL_STALL, "slow-down": GOAL_SLOWDOWN}.get(key)
+        share = f"{seconds / told['torch.save, CPU' if key.endswith('CPU') else 'torch.save']:.3f}"
+        table.add_row(key, f"{seconds:.3f}", share, "" if goal is None else f"<= {goal:.2f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"state {options.megabytes} MB; memory above it: {first / 1e6:.0f} MB for a save beside the training "
+        f"(kept for the next), {live / 1e6:.0f} MB for the final save, {load / 1e6:.0f} MB for a load"
+    )
+
+
+if __name__ == "__main__":
+    main()

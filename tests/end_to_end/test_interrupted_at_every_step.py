@@ -1,0 +1,83 @@
+"""Law 3, step by step: dying at each of twelve steps, in each way, changes no number of metrics.jsonl."""
+
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tests.end_to_end.runs import kinds, link_prepared, read_lines, succeed
+from tests.end_to_end.zygote import Death, Start, run_starts
+from tests.ranks.spawn import free_port
+
+STEPS = 12
+COMMAND = (
+    "train",
+    "experiment=tiny_smoke",
+    "adapter=lora",
+    "adapter.dropout=0.1",  # so that a wrong random state would show
+    "cluster.processes_per_node=2",
+    f"loop.max_steps={STEPS}",
+    "loop.checkpoint_every_steps=4",
+    "loop.evaluate_every_steps=3",
+    "loop.held_out_documents=3",
+    "evaluation.held_out_documents=2",
+    "loop.spike=roll_back",
+    "loop.spike_measure=grad_norm",
+    "loop.spike_window_steps=3",
+    "loop.spike_deviations=3",
+    "loop.max_skipped_in_a_row=9",
+)
+DEATHS: tuple[Death, ...] = ("one rank", "all ranks", "evaluation", "stop signal")
+TIMES = {"time", "incarnation", "tokens_per_second", "tokens_per_second_per_gpu", "memory_peak_bytes"}
+
+
+def numbers(path: Path) -> list[dict[str, Any]]:
+    """Read every line of metrics.jsonl without times."""
+    return [
+        {key: value for key, value in line.items() if key not in TIMES and not key.endswith("_seconds")}
+        for line in read_lines(path)
+    ]
+
+
+def last_of_each_step(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    by_step = {line["step"]: line for line in lines}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def test_dying_at_every_step_changes_no_number(prepared: Path, tmp_path: Path) -> None:
+    folder = link_prepared(prepared, tmp_path / "work")
+    succeed(folder, *COMMAND)
+    whole = folder / "runs" / "tiny_smoke"
+    run = folder / "runs" / "again"
+    run.mkdir()
+    shutil.copy(whole / "run.json", run / "run.json")
+    starts = [
+        Start(run.relative_to(folder), 2, free_port(), DEATHS[step % len(DEATHS)], step)
+        for step in range(1, STEPS)
+    ]
+    starts.append(Start(run.relative_to(folder), 2, free_port(), "none", 0))
+
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        codes = pool.apply(run_in, (folder, starts))
+
+    told = f"{codes}\n" + "\n".join(path.read_text()[-3000:] for path in run.glob("logs/*.log"))
+    assert codes[-1] == [0, 0], told
+    for start, (_, second) in zip(starts[:-1], codes[:-1], strict=True):
+        assert (second == 0) == (start.death == "stop signal"), f"{start}: {told}"
+    assert json.loads((run / "outcome.json").read_text())["state"] == "COMPLETED"
+    wanted, found = numbers(whole / "metrics.jsonl"), numbers(run / "metrics.jsonl")
+    assert last_of_each_step(found) == last_of_each_step(wanted)
+    # Not only what counts in the end: every line that was ever written, also of steps that were done again.
+    assert {json.dumps(line) for line in found} <= {json.dumps(line) for line in wanted}
+    assert len(found) > STEPS, "the case must do steps again"
+    assert any("held_out_loss" in line for line in wanted)
+    assert "rolled_back" in kinds(whole), "the case must roll back"
+
+
+def run_in(folder: Path, starts: list[Start]) -> list[list[int]]:
+    """Make the starts in a folder, as a user would who has changed into it."""
+    import os
+
+    os.chdir(folder)
+    return run_starts(starts)

@@ -1,0 +1,116 @@
+"""One rank's share of a checkpoint: what it holds, laid out as its file will be, and its way to the disk."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from training.checkpoint.manifest import FileRecord
+from training.fragments.fragment import NAMES, Fragment
+from training.fragments.index import Piece, lay_out
+
+_CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank writes: tensors, each with its first byte in the file, in that order."""
+
+    pieces: tuple[Piece, ...]
+    tensors: tuple[tuple[int, Tensor], ...]
+    size: int
+
+
+class HostBuffer:
+    """Memory of this process for one rank's share, kept from one save to the next.
+
+    The training goes on as soon as the share is copied here. It is the only memory that a save costs: as
+    many bytes as the share has, pinned beside a GPU.
+    """
+
+    def __init__(self) -> None:
+        """Take no memory yet."""
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def copy(self, share: Share) -> Share:
+        """Copy a share, so that what it was made of may change."""
+        on_gpu = any(tensor.is_cuda for _, tensor in share.tensors)
+        if len(self._bytes) != share.size:
+            self._bytes = torch.empty(0, dtype=torch.uint8)
+            self._bytes = torch.zeros(share.size, dtype=torch.uint8, pin_memory=on_gpu)
+        for place, tensor in share.tensors:
+            self._bytes[place : place + tensor.nbytes].view(tensor.dtype).copy_(tensor, non_blocking=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return Share(share.pieces, ((0, self._bytes),), share.size)
+
+
+def plan_share(fragments: Iterable[Fragment]) -> Share:
+    """Lay fragments end to end; their tensors are looked at, not copied."""
+    pieces, tensors, offset = [], [], 0
+    for fragment in fragments:
+        keys = {key: NAMES[tensor.dtype] for key, tensor in fragment.tensors.items()}
+        length = len(next(iter(fragment.tensors.values())))
+        places, free = lay_out(length, keys, offset)
+        pieces.append(
+            Piece(
+                name=fragment.name,
+                shape=fragment.shape,
+                keys=keys,
+                scalars=fragment.scalars,
+                start=fragment.start,
+                stop=fragment.start + length,
+                offset=offset,
+            )
+        )
+        tensors += [(places[key], tensor.detach()) for key, tensor in fragment.tensors.items()]
+        offset = free
+    return Share(tuple(pieces), tuple(tensors), offset)
+
+
+def write_share(path: Path, share: Share) -> FileRecord:
+    """Write a share into a new file; returns once a power cut could not lose it.
+
+    Raises:
+        OSError: The disk is full or refuses.
+    """
+    return write_durably(path, _stretches(share))
+
+
+def _stretches(share: Share) -> Iterator[memoryview]:
+    reached = 0
+    for place, tensor in share.tensors:
+        if place > reached:
+            yield memoryview(bytes(place - reached))
+        step = _CHUNK_BYTES // tensor.element_size()
+        for first in range(0, len(tensor), step):
+            # A GPU's memory passes through this process a chunk at a time; a CPU's is not copied.
+            chunk = tensor[first : first + step].cpu()
+            yield memoryview(chunk.view(torch.uint8).numpy().data)
+        reached = place + tensor.nbytes
+
+
+def write_durably(path: Path, stretches: Iterable[memoryview]) -> FileRecord:
+    """Write a new file, its checksum taken on the way.
+
+    Raises:
+        OSError: The disk is full or refuses.
+    """
+    digest, size = xxhash.xxh3_128(), 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        for stretch in stretches:
+            for first in range(0, len(stretch), _CHUNK_BYTES):
+                chunk = stretch[first : first + _CHUNK_BYTES]
+                digest.update(chunk)
+                size += len(chunk)
+                while chunk:
+                    chunk = chunk[os.write(descriptor, chunk) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return FileRecord(path=path.name, size=size, checksum=digest.hexdigest())

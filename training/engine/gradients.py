@@ -1,0 +1,100 @@
+"""Where DeepSpeed's optimizers differ: how large the accumulated gradient is, and how it is let go.
+
+DeepSpeed looks for bad gradients itself, but not alike: its plain fp32 optimizer (stage 0) never, the others
+once they have begun to step. Here the decision is ours, taken before, on every rank alike. For dropping what
+was accumulated each optimizer's own way is used, the one it has for overflows.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.utils import get_global_norm_of_tensors
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+
+def find_gradient_norm(engine: Any) -> float:
+    """Measure the accumulated gradient's L2 norm before clipping, between the last backward and the step.
+
+    Collective.
+
+    Args:
+        engine: DeepSpeed's.
+
+    Returns:
+        The norm over all parameters and ranks; infinite where a gradient is not finite.
+    """
+    optimizer = engine.optimizer
+    match optimizer:
+        case DeepSpeedZeroOptimizer():
+            if hasattr(optimizer, "_wait_for_offload_copies"):  # not in every 0.19
+                optimizer._wait_for_offload_copies()
+            norms = [optimizer.scaled_global_norm()]
+        case DeepSpeedZeroOptimizer_Stage3():
+            norms = optimizer._get_norm_groups()
+        case BF16_Optimizer():
+            gradients, _ = optimizer.get_grads_for_norm()
+            norms = [get_global_norm_of_tensors(gradients, mpu=optimizer.mpu)]
+        case _:
+            # Each in fp32: in bf16 the norm itself would have three digits.
+            gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+            each = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+            norms = [torch.linalg.vector_norm(torch.stack(each))] if each else [0.0]
+    values = [float(norm) for norm in norms]
+    # DeepSpeed says -1 where a norm is not finite.
+    if any(value < 0 or not math.isfinite(value) for value in values):
+        return math.inf
+    return math.hypot(*values)
+
+
+def drop_gradients(engine: Any) -> None:
+    """End the step without an update: gradients are gone, weights, moments and step counts untouched.
+
+    Collective.
+    """
+    optimizer = engine.optimizer
+
+    def overflow(*_: object, **__: object) -> bool:
+        optimizer.overflow = True
+        return True
+
+    match optimizer:
+        case DeepSpeedZeroOptimizer():
+            others: dict[str, Any] = {"check_grad_overflow": True, "check_overflow": overflow}
+        case DeepSpeedZeroOptimizer_Stage3():
+            others = {"_overflow_check_and_loss_scale_update": overflow}
+        case _:
+            # What follows the optimizer's step clears the gradients.
+            others = {"step": _do_nothing}
+    with _replaced(optimizer, others):
+        engine.step()
+    if isinstance(optimizer, DeepSpeedZeroOptimizer):
+        # With the optimizer on the host, DeepSpeed 0.19.8 forgets this after an overflow: what is not finite
+        # would be added to in the next step, and so spoil all that follow.
+        for sums in (optimizer.averaged_gradients, optimizer.all_grad_tensors):
+            sums.update(dict.fromkeys(sums))
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        optimizer._overflow_clean_up(1.0)  # 0.19.8 has done so; where the step asks for the answer it has not
+    if "overflow" in vars(optimizer):
+        optimizer.overflow = False  # it is part of what DeepSpeed saves, and there was none
+
+
+def _do_nothing(*_: object) -> None:
+    pass
+
+
+@contextmanager
+def _replaced(target: Any, others: dict[str, Callable[..., bool | None] | bool]) -> Iterator[None]:
+    """Let some attributes of one object be others for a while."""
+    own = {name: vars(target)[name] for name in others if name in vars(target)}
+    vars(target).update(others)
+    try:
+        yield
+    finally:
+        for name in others:
+            del vars(target)[name]
+        vars(target).update(own)

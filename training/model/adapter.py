@@ -1,0 +1,134 @@
+"""What of a model is trained: all of it but the frozen parts, or an adapter and some whole modules."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from training.config.names import nearest
+from training.config.schema import AdapterConfig
+from training.errors import ModelError, first_line
+from training.model.quiet import quiet_upstream
+
+
+def freeze_parts(base: PreTrainedModel, patterns: Sequence[str]) -> None:
+    """Take the parameters whose names match a pattern out of the training; a tied one under either name.
+
+    Raises:
+        ModelError: A pattern matches no parameter, or nothing is left to train.
+    """
+    named = dict(base.named_parameters(remove_duplicate=False))
+    for pattern in patterns:
+        matched = [name for name in named if fnmatchcase(name, pattern)]
+        if not matched:
+            raise ModelError(
+                f"adapter.frozen: {pattern} matches no parameter{nearest(pattern.strip('*.'), named)}; a "
+                "pattern covers the whole name, as *.layers.0.* does"
+            )
+        for name in matched:
+            named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise ModelError("adapter.frozen covers every parameter; leave some to train")
+
+
+def attach_adapter(
+    base: PreTrainedModel, adapter: AdapterConfig, *, dtype: torch.dtype, seed: int
+) -> PeftModel:
+    """Put an adapter on ``base``; it and ``adapter.trained_modules`` alone require a gradient afterwards.
+
+    A module that is trained whole gets a copy, so that the frozen base stays what it was; an output layer
+    that is tied to the embedding stays tied to its copy.
+
+    Raises:
+        ModelError: One of ``adapter.targets`` or ``adapter.trained_modules`` names no module.
+    """
+    _check_targets(base, adapter.targets)
+    _check_trained_modules(base, adapter.trained_modules)
+    settings = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        use_rslora=adapter.rank_stabilized,
+        use_dora=adapter.kind == "dora",
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.targets,
+        modules_to_save=list(adapter.trained_modules) or None,
+        ensure_weight_tying=_trains_tied_embedding(base, adapter.trained_modules),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with torch.random.fork_rng(devices=_cuda_of(base)), quiet_upstream():
+            torch.manual_seed(seed)
+            model: PeftModel = get_peft_model(base, settings, autocast_adapter_dtype=False)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"adapter.targets={adapter.targets}: {first_line(error)}") from error
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or ".modules_to_save." in name)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def check_new_rows(model: PreTrainedModel | PeftModel) -> None:
+    """Refuse embeddings that grew for new tokens and are not trained: the new rows would stay guesses.
+
+    Raises:
+        ModelError: It names the module that ``adapter.trained_modules`` lacks.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    for module in (base.get_input_embeddings(), base.get_output_embeddings()):
+        if not module.weight.requires_grad:
+            name = next(name for name, each in base.named_modules() if each is module).rpartition(".")[2]
+            raise ModelError(
+                f"{name} had no row for some tokens of the tokenizer (see model.extra_tokens), and it is not "
+                f"trained; add {name} to adapter.trained_modules, or take it out of adapter.frozen"
+            )
+
+
+def _trains_tied_embedding(base: PreTrainedModel, trained: Sequence[str]) -> bool:
+    """Whether a module of ``trained`` shares its weight with the output layer, which must follow it."""
+    one, other = base.get_input_embeddings(), base.get_output_embeddings()
+    names = {name.rpartition(".")[2] for name, module in base.named_modules() if module in {one, other}}
+    return one.weight is other.weight and not names.isdisjoint(trained)
+
+
+def _cuda_of(base: nn.Module) -> list[int]:
+    return sorted({p.device.index or 0 for p in base.parameters() if p.device.type == "cuda"})
+
+
+def _check_targets(base: PreTrainedModel, targets: str | list[str]) -> None:
+    if isinstance(targets, str):
+        return
+    head = base.get_output_embeddings()
+    names = [name for name, module in base.named_modules() if _is_linear(module) and module is not head]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            known = sorted({name.rsplit(".", 1)[-1] for name in names})
+            raise ModelError(
+                f"adapter.targets names {target}, which is no linear layer of the model's body; "
+                f"it has {', '.join(known)}; or use all-linear"
+            )
+
+
+def _check_trained_modules(base: PreTrainedModel, trained: Sequence[str]) -> None:
+    whole = sorted({name.rpartition(".")[0] for name, _ in base.named_parameters(remove_duplicate=False)})
+    for wanted in trained:
+        found = [name for name in whole if name == wanted or name.endswith(f".{wanted}")]
+        if not found:
+            known = sorted({name.rsplit(".", 1)[-1] for name in whole})
+            raise ModelError(
+                f"adapter.trained_modules names {wanted}, which is no module with weights of its own; "
+                f"the model has {', '.join(known)}"
+            )
+        if any(type(base.get_submodule(name)).__name__ == "Linear4bit" for name in found):
+            raise ModelError(
+                f"adapter.trained_modules names {wanted}, which has 4 bits and cannot be trained whole; "
+                "put it among adapter.targets, or use adapter=lora"
+            )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # bitsandbytes' Linear4bit is one as well; transformers' Conv1D (GPT-2) is what peft adapts too.
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"

@@ -1,0 +1,26 @@
+"""The few numbers of a model from which DeepSpeed's sizes are chosen."""
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from training.deepspeed_sizes import ModelShape
+from training.model.packed import base_of
+
+
+def measure_shape(model: PreTrainedModel | PeftModel) -> ModelShape:
+    """Count a model's elements, of 4-bit weights those of the tensor that holds them."""
+    base = base_of(model)
+    lists = [module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    layers = list(lists[0]) if lists else [base]
+    adapters = [p.numel() for name, p in model.named_parameters() if "lora_" in name]
+    return ModelShape(
+        parameters=_count(model),
+        layer=max(map(_count, layers)),
+        hidden=int(base.get_input_embeddings().weight.shape[-1]),
+        adapter=max(adapters, default=0),
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
