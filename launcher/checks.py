@@ -1,11 +1,13 @@
 """What can be known before anything starts: are the devices, the corpus and the model there?"""
 
+import json
 from pathlib import Path
 
 from training.config.schema import ClusterConfig, RunConfig
 from training.errors import ClusterError, DataError, ModelError
 from training.files import is_url
 from training.layout import CorpusLayout
+from training.model.arithmetic import check_heads
 
 _DEVICES = Path("/dev")
 
@@ -55,3 +57,20 @@ def check_prepared(config: RunConfig) -> None:
             f"model.folder={folder} holds no model ({Path(folder) / 'config.json'} is missing); "
             "run `metier prepare` with the same settings first"
         )
+
+
+def check_model(config: RunConfig) -> None:
+    """Refuse what the model's own shape rules out, where its folder can be seen from here.
+
+    Raises:
+        ModelError: Its attention heads cannot be shared out over strategy.sequence_parallel_size ranks.
+    """
+    model = config.model
+    folder = model.path if model.source == "huggingface" else model.folder
+    described = Path(folder or "").expanduser() / "config.json"
+    if not described.is_file():
+        return
+    architecture = json.loads(described.read_text(encoding="utf-8"))
+    architecture = architecture.get("text_config", architecture)
+    if "num_attention_heads" in architecture:
+        check_heads(architecture, config.strategy.sequence_parallel_size)

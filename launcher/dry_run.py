@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from launcher.commands import show_command, torchrun_command, training_variables
 from launcher.run_directory import find_layout
-from training.batch import BatchPlan, find_world_size, plan_batch
+from training.batch import BatchPlan, plan_run
 from training.config.schema import ClusterConfig, RunConfig
 from training.deepspeed_config import build_deepspeed_config
 from training.schedule import schedule_length
@@ -13,7 +13,7 @@ from training.schedule import schedule_length
 
 def describe_training(config: RunConfig) -> str:
     """Describe a training start: batch, schedule, DeepSpeed's JSON, the command of every host."""
-    plan = plan_batch(config.batch, find_world_size(config.cluster))
+    plan = plan_run(config)
     layout = find_layout(config)
     deepspeed = json.dumps(build_deepspeed_config(config, plan), indent=2)
     command = show_command(torchrun_command(config, layout.root), training_variables(config))
@@ -48,11 +48,17 @@ def _batch_in_words(plan: BatchPlan, max_steps: int) -> str:
     tokens = plan.tokens_per_step
     return f"""\
 {_count(plan.global_batch_size, "sample")} per step = {plan.micro_batch_size} per pass \
-x {_count(plan.world_size, "rank")} x {_count(plan.gradient_accumulation_steps, "pass", "passes")}
-               {plan.micro_batch_size * plan.world_size:,} samples per pass over all ranks, \
+x {_teams_in_words(plan)} x {_count(plan.gradient_accumulation_steps, "pass", "passes")}
+               {plan.micro_batch_size * plan.teams:,} samples per pass over all ranks, \
 gradient_accumulation_steps {plan.gradient_accumulation_steps}
                {tokens:,} tokens per step (samples of {plan.sequence_length:,}), \
 {tokens * max_steps:,} in {max_steps:,} steps, padding included"""
+
+
+def _teams_in_words(plan: BatchPlan) -> str:
+    if plan.sequence_parallel_size == 1:
+        return _count(plan.world_size, "rank")
+    return f"{_count(plan.teams, 'team')} of {plan.sequence_parallel_size} ranks"
 
 
 def _devices_in_words(cluster: ClusterConfig) -> str:

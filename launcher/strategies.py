@@ -24,6 +24,7 @@ _PLAIN: dict[str, Any] = {
     "secondary_ranks": 1,
     "quantized_weights": False,
     "quantized_gradients": False,
+    "sequence_parallel_size": 1,
 }
 _BOTH_ON = {"offload_optimizer": "cpu", "offload_parameters": "cpu"}
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -39,6 +40,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "3, both on CPU": {"zero_stage": 3, **_BOTH_ON},
     "2, optimizer on NVMe": {"zero_stage": 2, "offload_optimizer": "nvme"},
     "3, both on NVMe": {"zero_stage": 3, "offload_optimizer": "nvme", "offload_parameters": "nvme"},
+    "2, Ulysses": {"zero_stage": 2, "sequence_parallel_size": 2},
+    "3, Ulysses": {"zero_stage": 3, "sequence_parallel_size": 2},
     "3, hpZ": {"zero_stage": 3, "secondary_ranks": 2},
     "3, quantized weights": {"zero_stage": 3, "quantized_weights": True},
     "3, quantized gradients": {"zero_stage": 3, "quantized_gradients": True},
@@ -93,6 +96,12 @@ FURTHER = (
         optimizers=("adamw",),
         precisions=("fp32",),
     ),
+    Tested(
+        methods=("none", "lora", "qlora"),
+        strategies=("2, Ulysses", "3, Ulysses"),
+        optimizers=("adamw",),
+        precisions=PRECISIONS,
+    ),
 )
 
 _HEAD = """\
@@ -127,8 +136,7 @@ _ABSENT = """\
   also gathers inside a node.
 - **Muon**: not yet. Under ZeRO, DeepSpeed puts Muon's updates in the gradients' place before it measures and
   clips their norm, so `optimizer.max_grad_norm` would clip the updates. Use `optimizer=adamw`.
-- **Ulysses** sequence parallelism and **AutoTP**: not yet. For long rows use
-  `strategy.activation_checkpointing=full`, for large models `strategy=zero3`.
+- **AutoTP**: not yet. For long rows use `strategy.sequence_parallel_size`, for large models `strategy=zero3`.
 """
 
 

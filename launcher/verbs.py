@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.checks import check_devices, check_prepared
+from launcher.checks import check_devices, check_model, check_prepared
 from launcher.commands import child_variables, count_cores, merge_environment, module_command
 from launcher.compose import Composed
 from launcher.dry_run import describe_command, describe_hosts, describe_training
@@ -48,6 +48,7 @@ def run_verb(verb: str, composed: Composed, overridden: Sequence[str]) -> Ending
 
 
 def _train(config: RunConfig, *, dry_run: bool) -> Ending:
+    check_model(config)
     if dry_run:
         return _say(describe_training(config))
     check_devices(config.cluster)

@@ -2,19 +2,26 @@
 
 from dataclasses import dataclass
 
-from training.config.schema import BatchConfig, ClusterConfig
+from training.config.schema import BatchConfig, ClusterConfig, RunConfig
 from training.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
-    """``global_batch_size == micro_batch_size * gradient_accumulation_steps * world_size``."""
+    """``global_batch_size == micro_batch_size * gradient_accumulation_steps * teams``."""
 
     global_batch_size: int
     micro_batch_size: int
     gradient_accumulation_steps: int
     world_size: int
     sequence_length: int
+    sequence_parallel_size: int = 1
+    """Neighbouring ranks that share every pass between them: a *team*. 1: each rank is a team of its own."""
+
+    @property
+    def teams(self) -> int:
+        """Teams that each have passes of their own."""
+        return self.world_size // self.sequence_parallel_size
 
     @property
     def tokens_per_step(self) -> int:
@@ -23,15 +30,16 @@ class BatchPlan:
 
     @property
     def samples_per_rank(self) -> int:
-        """Samples of one rank in one optimizer step."""
-        return self.global_batch_size // self.world_size
+        """Samples that one rank reads in one optimizer step; ranks of one team read the same."""
+        return self.global_batch_size // self.teams
 
     def first_sample(self, rank: int, micro: int) -> int:
-        """Place of a pass's first sample in the global batch: each rank takes one contiguous piece of it.
+        """Place of a pass's first sample in the global batch: each team takes one contiguous piece of it.
 
         Neighbours in a global batch come from neighbouring lanes, so a node fetches few shards.
         """
-        return rank * self.samples_per_rank + micro * self.micro_batch_size
+        team = rank // self.sequence_parallel_size
+        return team * self.samples_per_rank + micro * self.micro_batch_size
 
 
 def find_world_size(cluster: ClusterConfig) -> int:
@@ -39,21 +47,32 @@ def find_world_size(cluster: ClusterConfig) -> int:
     return cluster.nodes * (cluster.gpus_per_node or cluster.processes_per_node)
 
 
-def plan_batch(config: BatchConfig, world_size: int) -> BatchPlan:
+def plan_run(config: RunConfig) -> BatchPlan:
+    """Plan the batch of a whole run: ``plan_batch`` for the processes that its cluster starts.
+
+    Raises:
+        ConfigError: As ``plan_batch``.
+    """
+    return plan_batch(config.batch, find_world_size(config.cluster), config.strategy.sequence_parallel_size)
+
+
+def plan_batch(config: BatchConfig, world_size: int, sequence_parallel_size: int = 1) -> BatchPlan:
     """Derive the accumulation steps that make the global batch come out exactly.
 
     Raises:
-        ConfigError: The global batch cannot be cut evenly; the message offers the nearest that can.
+        ConfigError: Ranks, rows or the global batch cannot be cut evenly; the message offers what can.
     """
-    samples_per_pass = config.micro_batch_size * world_size
+    _check_teams(config, world_size, sequence_parallel_size)
+    teams = world_size // sequence_parallel_size
+    samples_per_pass = config.micro_batch_size * teams
     steps, rest = divmod(config.global_batch_size, samples_per_pass)
     if rest:
         lower, upper = steps * samples_per_pass, (steps + 1) * samples_per_pass
         choices = f"{lower} or {upper}" if lower else f"{upper}"
         raise ConfigError(
             f"batch.global_batch_size={config.global_batch_size} is not a multiple of "
-            f"batch.micro_batch_size x world_size = {config.micro_batch_size} x {world_size} = "
-            f"{samples_per_pass}; use {choices}"
+            f"batch.micro_batch_size x {_name_teams(sequence_parallel_size)} = {config.micro_batch_size} x "
+            f"{teams} = {samples_per_pass}; use {choices}"
         )
     return BatchPlan(
         global_batch_size=config.global_batch_size,
@@ -61,4 +80,26 @@ def plan_batch(config: BatchConfig, world_size: int) -> BatchPlan:
         gradient_accumulation_steps=steps,
         world_size=world_size,
         sequence_length=config.sequence_length,
+        sequence_parallel_size=sequence_parallel_size,
     )
+
+
+def _check_teams(config: BatchConfig, world_size: int, size: int) -> None:
+    if world_size % size:
+        raise ConfigError(
+            f"strategy.sequence_parallel_size={size} does not divide the {world_size} ranks; use a divisor, "
+            "best one of the GPUs of a node"
+        )
+    tokens = config.micro_batch_size * config.sequence_length
+    if tokens % size:
+        raise ConfigError(
+            f"strategy.sequence_parallel_size={size} does not divide batch.micro_batch_size x "
+            f"batch.sequence_length = {tokens} tokens; use batch.sequence_length="
+            f"{-(-config.sequence_length // size) * size}"
+        )
+
+
+def _name_teams(sequence_parallel_size: int) -> str:
+    if sequence_parallel_size == 1:
+        return "world_size"
+    return f"world_size / strategy.sequence_parallel_size of {sequence_parallel_size}"

@@ -41,7 +41,8 @@ def build_deepspeed_config(
     """
     strategy = config.strategy
     built: dict[str, Any] = {
-        "train_batch_size": plan.global_batch_size,
+        # DeepSpeed takes every rank for a reader of its own: so many would they read.
+        "train_batch_size": plan.global_batch_size * plan.sequence_parallel_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
         "gradient_clipping": config.optimizer.max_grad_norm,

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from tests.ranks.matrix_case import Cell, build, lay_rows, make_documents
 from tests.ranks.training_case import make_batch, rate_at
-from training.batch import plan_batch
+from training.batch import plan_run
 from training.collectives import join
 from training.engine.step import StepResult
 from training.ranks import Ranks
@@ -28,7 +28,7 @@ def _train(cell: Cell, folder: Path, ranks: Ranks, device: torch.device) -> list
     from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 
     config = cell.config(folder)
-    place = Place(ranks=ranks, device=device, plan=plan_batch(config.batch, ranks.world_size))
+    place = Place(ranks=ranks, device=device, plan=plan_run(config))
     engine = DeepSpeedEngine(build(config), config, place)
     plan, rate, steps = place.plan, rate_at(config), []
     for step, documents in enumerate(make_documents()):

@@ -43,7 +43,8 @@ def open_place(config: RunConfig) -> Any:
     device = torch.device("cpu")
     if not dist.is_initialized():
         join(ranks, device=device, timeout_seconds=120)
-    return Place(ranks=ranks, device=device, plan=plan_batch(config.batch, ranks.world_size))
+    plan = plan_batch(config.batch, ranks.world_size, config.strategy.sequence_parallel_size)
+    return Place(ranks=ranks, device=device, plan=plan)
 
 
 def open_engine(config: RunConfig, place: Any, *, adapter: bool, tested: bool = False) -> Any:

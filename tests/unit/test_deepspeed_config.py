@@ -7,7 +7,7 @@ import pytest
 
 from launcher.compose import compose_run
 from launcher.tree import ConfigTree
-from training.batch import find_world_size, plan_batch
+from training.batch import plan_run
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
 from training.deepspeed_sizes import (
@@ -27,7 +27,7 @@ def compose(*changes: str) -> RunConfig:
 
 def build(*changes: str, shape: ModelShape | None = TINY) -> dict[str, Any]:
     config = compose(*changes)
-    return build_deepspeed_config(config, plan_batch(config.batch, find_world_size(config.cluster)), shape)
+    return build_deepspeed_config(config, plan_run(config), shape)
 
 
 def test_a_reduction_grows_with_the_ranks_and_is_never_more_than_the_model() -> None:

@@ -7,7 +7,7 @@ import pytest
 from launcher.compose import compose_run
 from launcher.dry_run import describe_training
 from launcher.tree import ConfigTree
-from training.batch import find_world_size, plan_batch
+from training.batch import find_world_size, plan_run
 from training.config.schema import RunConfig
 from training.rules.strategies import effective_stage
 
@@ -24,7 +24,7 @@ def composed(experiment: str) -> RunConfig:
 def test_an_experiment_passes_the_checks_under_its_own_name(experiment: str) -> None:
     config = composed(experiment)
     assert config.name == experiment
-    plan = plan_batch(config.batch, find_world_size(config.cluster))
+    plan = plan_run(config)
     parts = plan.micro_batch_size * plan.gradient_accumulation_steps * plan.world_size
     assert parts == config.batch.global_batch_size
 

@@ -92,6 +92,10 @@ class StrategyConfig(Section):
     )
     quantized_weights: bool = Field(description="stage 3: gather weights in 8 bits (ZeRO++ qwZ)")
     quantized_gradients: bool = Field(description="stage 3: reduce gradients in 4 bits (ZeRO++ qgZ)")
+    sequence_parallel_size: PositiveInt = Field(
+        description="neighbouring ranks that share the tokens of every pass, for rows too long for one "
+        "(Ulysses, arXiv:2309.14509); divides the attention heads; 1: off"
+    )
     activation_checkpointing: Literal["none", "full"] = Field(
         description="full: keep each layer's input only and compute it again in backward"
     )

@@ -22,9 +22,11 @@ from training.engine.step import Accept, SourceLoss, StepResult, StepSeconds
 from training.engine.stopwatch import Stopwatch
 from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
+from training.model.arithmetic import check_heads
 from training.model.inputs import Batch, count_targets_by_source
 from training.model.loss import Terms
-from training.model.packed import PackedLanguageModel
+from training.model.packed import PackedLanguageModel, base_of
+from training.model.sequence_parallel import cut_stretch, found_teams
 from training.model.shape import measure_shape
 from training.optimizer import build_optimizer, set_learning_rate
 from training.ranks import Ranks
@@ -65,6 +67,9 @@ class DeepSpeedEngine:
         self.model = model
 
         check_needs(config.strategy)
+        size = place.plan.sequence_parallel_size
+        check_heads(base_of(model).config.to_dict(), size)
+        self._team = found_teams(place.ranks.rank, place.ranks.world_size, size)
         terms = Terms(label_smoothing=config.loss.label_smoothing, z_loss=config.loss.z_loss)
         packed = PackedLanguageModel(model, sources=sources, terms=terms)
         packed.train()
@@ -81,6 +86,8 @@ class DeepSpeedEngine:
         self, micro_batches: Sequence[Batch], *, learning_rate: float, samples_seen: int, accept: Accept
     ) -> StepResult:
         """Do one optimizer step on this rank's micro-batches of the global batch at ``samples_seen``.
+
+        Ranks of one team bring the same ones, and each computes its stretch of their tokens.
 
         Each target of the global batch weighs the same, in whatever micro-batch and on whatever rank it
         is: nats are summed and divided by the global number of targets.
@@ -136,7 +143,7 @@ class DeepSpeedEngine:
         self, micro_batches: Sequence[Batch], targets: int, samples_seen: int, watch: Stopwatch
     ) -> list[float]:
         """Add up the gradients of this rank's share; give its nats by source."""
-        place, plan = self._place, self._place.plan
+        place, plan, team = self._place, self._place.plan, self._team
         # DeepSpeed averages gradients over the ranks; the mean wanted here is over targets.
         scale = place.ranks.world_size / max(targets, 1)
         nats = torch.zeros(self._sources, dtype=torch.float64, device=place.device)
@@ -145,8 +152,9 @@ class DeepSpeedEngine:
                 self._engine.step()  # tells DeepSpeed that a pass is over; it updates nothing yet
             # Dropout depends on the samples' position alone: it survives a resume without saved state.
             first = samples_seen + plan.first_sample(place.ranks.rank, index)
-            seed_pass(self._seed, first)
-            batch_nats, nats_by_source = self._engine(batch.to(place.device))
+            stretch = cut_stretch(batch, team)
+            seed_pass(self._seed, first, team.index if team else 0)
+            batch_nats, nats_by_source = self._engine(stretch.to(place.device), team=team)
             watch.lap("forward")
             self._engine.backward(batch_nats * scale, scale_wrt_gas=False)
             nats += nats_by_source
@@ -158,6 +166,8 @@ class DeepSpeedEngine:
         by_batch = [count_targets_by_source(batch, self._sources) for batch in micro_batches]
         mine = [float(sum(counts)) for counts in zip(*by_batch, strict=True)]
         mine.append(float(sum(batch.tokens for batch in micro_batches)))
+        if self._team and self._team.index:
+            mine = [0.0] * len(mine)  # a team's first rank counts what all of them have
         *targets, tokens = map(int, sum_over_ranks(mine, self._place.device))
         return targets, tokens
 

@@ -14,12 +14,13 @@ def derive_seed(seed: int, purpose: str, position: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def seed_pass(seed: int, position: int) -> None:
+def seed_pass(seed: int, position: int, stretch: int = 0) -> None:
     """Seed everything random of the pass whose first sample is at ``position``: torch, numpy and Python.
 
     What is drawn depends on the samples alone: not on the steps before, nor on how often the run was resumed.
+    ``stretch`` numbers the parts of the pass where ranks share it, so that they draw differently.
     """
-    torch.manual_seed(derive_seed(seed, "dropout", position))
+    torch.manual_seed(derive_seed(seed, f"dropout/{stretch}" if stretch else "dropout", position))
     np.random.seed(derive_seed(seed, "numpy", position) % 2**32)
     random.seed(derive_seed(seed, "python", position))
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from training.errors import ModelError
+
 _FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "ministral"})
 """Decoders of RMSNorm, rotary attention and a gated MLP, whose parameters are counted alike."""
 
@@ -128,9 +130,39 @@ def peak_flops(device_name: str) -> float | None:
     return None
 
 
+def check_heads(architecture: Mapping[str, Any], sequence_parallel_size: int) -> None:
+    """Refuse a model whose heads cannot be shared out evenly.
+
+    Args:
+        architecture: The mapping of config.json.
+        sequence_parallel_size: Ranks that share them; fewer key-value heads than ranks are copied.
+
+    Raises:
+        ModelError: One line that names sizes that go.
+    """
+    heads, key_heads = _count_heads(architecture)
+    size = sequence_parallel_size
+    if size == 1 or _divides(heads, key_heads, size):
+        return
+    choices = [str(each) for each in range(1, heads + 1) if _divides(heads, key_heads, each)]
+    raise ModelError(
+        f"strategy.sequence_parallel_size={size} cannot share out the model's {heads} attention heads with "
+        f"{key_heads} key-value heads; use {' or '.join([', '.join(choices[:-1]), choices[-1]])}"
+    )
+
+
+def _count_heads(architecture: Mapping[str, Any]) -> tuple[int, int]:
+    """Give the query heads and the key-value heads that a config.json describes."""
+    heads = int(architecture["num_attention_heads"])
+    return heads, int(architecture.get("num_key_value_heads") or heads)
+
+
 def _heads(architecture: Mapping[str, Any]) -> tuple[int, int, int]:
     """Give query heads, key-value heads, and the size of one."""
-    heads = int(architecture["num_attention_heads"])
-    kv_heads = int(architecture.get("num_key_value_heads") or heads)
+    heads, kv_heads = _count_heads(architecture)
     head_size = int(architecture.get("head_dim") or int(architecture["hidden_size"]) // heads)
     return heads, kv_heads, head_size
+
+
+def _divides(heads: int, key_heads: int, size: int) -> bool:
+    return heads % size == 0 and (key_heads % size == 0 or size % key_heads == 0)

@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from training.errors import ModelError
+from training.model.sequence_parallel import Team, across_team
 
 DOCUMENTS = "metier_documents"
 VARLEN = "metier_varlen"
@@ -91,6 +92,7 @@ def _cut(lengths: list[int]) -> Iterator[tuple[int, int]]:
         yield first, len(lengths)
 
 
+@across_team
 def attend_documents(  # noqa: PLR0913 - the signature is transformers'
     module: nn.Module,
     query: Tensor,
@@ -146,6 +148,7 @@ def _cut_group(row: Tensor, place: int, count: int, length: int) -> Tensor:
     return rows.view(count, length, *row.shape[1:]).transpose(1, 2)
 
 
+@across_team
 def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
     module: nn.Module,
     query: Tensor,
@@ -236,9 +239,15 @@ def name_attention(implementation: str) -> str:
 
 
 def build_attention_inputs(
-    implementation: str, bounds: Sequence[int], device: torch.device
+    implementation: str, bounds: Sequence[int], device: torch.device, team: Team | None = None
 ) -> dict[str, Any]:
     """Compute once per forward pass what every layer's attention needs to know of the documents.
+
+    Args:
+        implementation: In transformers' words.
+        bounds: ``Batch.document_bounds``: those of the whole batch, also where a team shares it.
+        device: Where attention runs.
+        team: Who shares the batch's tokens.
 
     Returns:
         Keyword arguments for the model's forward, in the words of its attention implementation.
@@ -246,8 +255,9 @@ def build_attention_inputs(
     Raises:
         ModelError: The implementation cannot keep documents apart.
     """
+    shared = {} if team is None else {"team": team}
     if implementation == DOCUMENTS:
-        return {"documents": group_documents(bounds, device)}
+        return {"documents": group_documents(bounds, device)} | shared
     if implementation not in {VARLEN, FLASH}:
         raise ModelError(
             f"the attention {implementation} lets packed documents see each other; build the model with "
@@ -263,7 +273,7 @@ def build_attention_inputs(
         "cu_seq_lens_k": ends,
         "max_length_q": longest,
         "max_length_k": longest,
-    }
+    } | shared
 
 
 @contextmanager

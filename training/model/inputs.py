@@ -40,6 +40,9 @@ class Batch:
     targets: int
     """Labels that are not IGNORE_INDEX."""
 
+    first_token: int = 0
+    """Of a stretch of a larger batch: its first token's place there, where ``document_bounds`` lie."""
+
     def to(self, device: torch.device) -> "Batch":
         """Copy the tensors to ``device``; the bounds stay with the host, which cuts the attention by them."""
         return replace(
@@ -60,7 +63,7 @@ def find_owners(batch: Batch, places: Tensor) -> Tensor:
     """Give the document that each place in N belongs to, int64 [P], by its number in the batch."""
     # Copies from ordinary memory are staged by the driver: the GPU is not waited for here either.
     starts = torch.tensor(batch.document_bounds[:-1], dtype=torch.int64).to(places.device, non_blocking=True)
-    return torch.searchsorted(starts, places, right=True) - 1
+    return torch.searchsorted(starts, places + batch.first_token, right=True) - 1
 
 
 def find_target_sources(batch: Batch, places: Tensor) -> Tensor:

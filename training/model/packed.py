@@ -9,6 +9,7 @@ from training.errors import ModelError
 from training.model.attention import build_attention_inputs
 from training.model.inputs import Batch, find_owners, find_target_sources, find_targets
 from training.model.loss import PLAIN, Groups, Terms, linear_cross_entropy, linear_cross_entropy_per_row
+from training.model.sequence_parallel import Team
 
 
 class PackedLanguageModel(nn.Module):
@@ -38,13 +39,16 @@ class PackedLanguageModel(nn.Module):
         if base.get_output_embeddings() is None:
             raise ModelError(f"{type(base).__name__} has no output layer; it is no causal language model")
 
-    def forward(self, batch: Batch, *, by_document: bool = False) -> tuple[Tensor, Tensor]:
-        """Sum the cross-entropy over all targets of the batch.
+    def forward(
+        self, batch: Batch, *, by_document: bool = False, team: Team | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sum the cross-entropy over all targets of the batch. Collective within ``team``.
 
         Args:
             batch: On the model's device. One without targets gives 0 that still reaches every trained
                 parameter: a rank that sent no gradient would keep the others waiting.
             by_document: Tell the nats of each document apart, and not those of each source.
+            team: The ranks that have the other stretches of the batch, where it is one.
 
         Returns:
             Nats and the further terms, fp32, a scalar: sums and no means, so that ranks and passes can be
@@ -57,7 +61,7 @@ class PackedLanguageModel(nn.Module):
         if max(batch.source_ids) >= self._sources:
             raise ValueError(f"a document of source {max(batch.source_ids)} among {self._sources} sources")
         places = find_targets(batch)
-        hidden, targets = self._hidden(batch, places), batch.labels[0].index_select(0, places)
+        hidden, targets = self._hidden(batch, places, team), batch.labels[0].index_select(0, places)
         groups = None
         if by_document:
             groups = Groups(find_owners(batch, places), len(batch.source_ids))
@@ -79,12 +83,12 @@ class PackedLanguageModel(nn.Module):
         logits: Tensor = torch.nn.functional.linear(self._hidden(batch, places), *self._head())
         return logits
 
-    def _hidden(self, batch: Batch, places: Tensor) -> Tensor:
+    def _hidden(self, batch: Batch, places: Tensor, team: Team | None = None) -> Tensor:
         """Run the decoder; give what the output layer sees at some places, [P, H]."""
         base = base_of(self.hf_model)
         # Once for all layers: they are handed the same objects, also where they are computed again.
         inputs = build_attention_inputs(
-            base.config._attn_implementation, batch.document_bounds, batch.input_ids.device
+            base.config._attn_implementation, batch.document_bounds, batch.input_ids.device, team
         )
         output = base.get_decoder()(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **inputs

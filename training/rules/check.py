@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from training.batch import find_world_size, plan_batch
+from training.batch import plan_run
 from training.config.schema import RunConfig
 from training.config.sources import MixtureConfig
 from training.errors import ConfigError
@@ -16,7 +16,7 @@ def check_rules(config: RunConfig) -> None:
     Raises:
         ConfigError: The first broken rule, in one line that says what to use instead.
     """
-    plan_batch(config.batch, find_world_size(config.cluster))
+    plan_run(config)
     _check_model(config)
     _check_adapter(config)
     check_strategy(config)

@@ -27,6 +27,7 @@ class Combination:
     secondary_ranks: int
     quantized_weights: bool
     quantized_gradients: bool
+    sequence_parallel_size: int
     optimizer: str
     precision: str
 
@@ -65,6 +66,7 @@ def find_combination(config: RunConfig) -> Combination:
         secondary_ranks=strategy.secondary_ranks,
         quantized_weights=strategy.quantized_weights,
         quantized_gradients=strategy.quantized_gradients,
+        sequence_parallel_size=strategy.sequence_parallel_size,
         optimizer=config.optimizer.kind,
         precision=config.precision,
     )
@@ -96,6 +98,12 @@ def check_strategy(config: RunConfig) -> None:
     if verdict.kind == "refused" or (verdict.kind == "needs a GPU" and not on_gpu):
         raise ConfigError(verdict.reason)
     strategy, ranks = config.strategy, find_world_size(config.cluster)
+    if strategy.sequence_parallel_size > 1 and config.model.attention == "flash_attention_2":
+        raise ConfigError(
+            f"strategy.sequence_parallel_size={strategy.sequence_parallel_size} does not go with "
+            "model.attention=flash_attention_2, which sees a rank's own tokens alone; use "
+            "model.attention=auto"
+        )
     if "nvme" in {strategy.offload_optimizer, strategy.offload_parameters} and strategy.nvme_path is None:
         raise ConfigError("strategy.nvme_path is missing; name a folder on the node's own fast disk")
     if ranks % strategy.secondary_ranks:

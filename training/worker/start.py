@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from training.batch import BatchPlan, find_world_size, plan_batch
+from training.batch import find_world_size, plan_run
 from training.collectives import join
 from training.config.schema import RunConfig
 from training.engine.deepspeed_engine import Place
@@ -43,7 +43,7 @@ def take_place(config: RunConfig, ranks: Ranks) -> Place:
         "WORLD_SIZE": str(ranks.world_size),
     }
     device = _find_device(config, ranks)
-    plan: BatchPlan = plan_batch(config.batch, planned)
+    plan = plan_run(config)
     join(ranks, device=device, timeout_seconds=config.cluster.timeout_seconds)
     return Place(ranks=ranks, device=device, plan=plan)
 
