@@ -130,6 +130,15 @@ processes with four passes. No cell was run on a GPU.
 """
 
 _ABSENT = """\
+## Rows too long for one device
+
+`strategy.sequence_parallel_size=8` lets 8 neighbouring ranks, a team, share the tokens of every pass
+(Ulysses, arXiv:2309.14509): activations per rank are an eighth, attention works on an eighth of the heads.
+Packed documents stay apart, the losses are those of one rank. The size divides the attention heads, and is
+a divisor or a multiple of the key-value heads. Best a team is one node: every layer exchanges its activations
+four times forward and four times backward.
+`experiment=llama3_8b_long_ulysses` has rows of 131,072 tokens.
+
 ## Not there
 
 - **MiCS**: DeepSpeed has removed it (0.19.8 refuses its keys). Use `strategy.secondary_ranks` (hpZ), which

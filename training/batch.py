@@ -87,8 +87,8 @@ def plan_batch(config: BatchConfig, world_size: int, sequence_parallel_size: int
 def _check_teams(config: BatchConfig, world_size: int, size: int) -> None:
     if world_size % size:
         raise ConfigError(
-            f"strategy.sequence_parallel_size={size} does not divide the {world_size} ranks; use a divisor, "
-            "best one of the GPUs of a node"
+            f"strategy.sequence_parallel_size={size} does not divide world_size={world_size}; use a "
+            "divisor, best one of the GPUs of a node"
         )
     tokens = config.micro_batch_size * config.sequence_length
     if tokens % size:

@@ -48,6 +48,35 @@ def test_a_batch_that_cannot_be_cut_offers_only_ones_that_can(
         assert plan_batch(batch(micro, int(number)), world_size).global_batch_size == int(number)
 
 
+def test_ranks_of_a_team_read_the_same_samples_and_teams_read_all_of_them() -> None:
+    plan = plan_batch(batch(3, 24), 6, 3)
+    assert (plan.teams, plan.gradient_accumulation_steps) == (2, 4)
+    read = [
+        [
+            plan.first_sample(rank, micro) + place
+            for micro in range(plan.gradient_accumulation_steps)
+            for place in range(plan.micro_batch_size)
+        ]
+        for rank in range(plan.world_size)
+    ]
+    assert read[0] == read[1] == read[2]
+    assert read[3] == read[4] == read[5]
+    assert sorted(read[0] + read[3]) == list(range(24))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "size", "words"),
+    [
+        (6, 4, "strategy.sequence_parallel_size=4 does not divide world_size=6"),
+        (3, 3, "does not divide batch.micro_batch_size x batch.sequence_length = 8 tokens"),
+        (4, 2, "world_size / strategy.sequence_parallel_size of 2 = 1 x 2 = 2; use 2 or 4"),
+    ],
+)
+def test_teams_that_cannot_be_made_are_refused_with_what_can(world_size: int, size: int, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        plan_batch(batch(1, 3), world_size, size)
+
+
 def test_gpus_count_as_processes_and_where_there_are_none_the_processes_do() -> None:
     assert find_world_size(cluster(2, 8, 3)) == 16
     assert find_world_size(cluster(2, 0, 3)) == 6

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launcher.checks import check_devices, check_prepared
+from launcher.checks import check_devices, check_model, check_prepared
 from launcher.commands import child_variables, merge_environment, torchrun_command
 from launcher.compose import compose_run
 from launcher.local import read_ending
@@ -140,6 +140,18 @@ def test_a_corpus_or_a_model_that_was_not_prepared_says_how(tiny_smoke: RunConfi
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").touch()
     check_prepared(config)
+
+
+def test_heads_that_cannot_be_shared_out_are_refused_where_the_model_can_be_seen(
+    tiny_smoke: RunConfig, tmp_path: Path
+) -> None:
+    model = tiny_smoke.model.model_copy(update={"folder": str(tmp_path)})
+    strategy = tiny_smoke.strategy.model_copy(update={"sequence_parallel_size": 3})
+    config = tiny_smoke.model_copy(update={"model": model, "strategy": strategy})
+    check_model(config)
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 4, "num_key_value_heads": 2}')
+    with pytest.raises(ModelError, match=r"cannot share out the model's 4 attention heads .* use 1, 2 or 4"):
+        check_model(config)
 
 
 def test_a_corpus_behind_a_url_is_not_looked_for_on_this_disk(tiny_smoke: RunConfig, tmp_path: Path) -> None:

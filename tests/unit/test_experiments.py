@@ -25,7 +25,7 @@ def test_an_experiment_passes_the_checks_under_its_own_name(experiment: str) -> 
     config = composed(experiment)
     assert config.name == experiment
     plan = plan_run(config)
-    parts = plan.micro_batch_size * plan.gradient_accumulation_steps * plan.world_size
+    parts = plan.micro_batch_size * plan.gradient_accumulation_steps * plan.teams
     assert parts == config.batch.global_batch_size
 
 

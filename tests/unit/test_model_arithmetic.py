@@ -1,10 +1,13 @@
 """A model's numbers against the models themselves and what their makers publish."""
 
+import re
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from training.model.arithmetic import count_parameters, flops_per_token, peak_flops
+from training.errors import ModelError
+from training.model.arithmetic import check_heads, count_parameters, flops_per_token, peak_flops
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -60,6 +63,25 @@ def test_counts_equal_the_real_model(family: str, extra: dict[str, object]) -> N
     count = count_parameters(architecture)
     assert count is not None
     assert count.total == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(8, 8), (8, 2), (12, 4), (14, 2), (32, 1)])
+def test_heads_are_shared_out_evenly_or_refused_with_sizes_that_go(heads: int, key_heads: int) -> None:
+    architecture = {"num_attention_heads": heads, "num_key_value_heads": key_heads}
+    for size in range(1, heads + 2):
+        try:
+            check_heads(architecture, size)
+        except ModelError as error:
+            offered = [int(number) for number in re.findall(r"\d+", str(error).rpartition("use ")[2])]
+            assert size not in offered
+            assert heads in offered
+            for choice in offered:
+                check_heads(architecture, choice)
+        else:
+            # A rank's queries all look at keys that it has.
+            each, shared = heads // size, heads // key_heads
+            assert heads % size == 0
+            assert each % shared == 0 or shared % each == 0
 
 
 def test_a_family_that_is_not_known_has_no_count() -> None:
