@@ -64,14 +64,16 @@ def walk_plainly(
     A group of ``optimizer`` may have a ``factor`` of its own to the rate.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = trained[0].device
     reported = []
     for step, documents in enumerate(steps):
         targets = sum(sum(document.is_target[1:]) for document in documents)
         total = 0.0
         for document in documents:
-            logits = model(input_ids=torch.tensor([document.ids])).logits[0, :-1]
-            labels = torch.tensor(document.ids)[1:]
-            wanted = torch.tensor(document.is_target)[1:]
+            ids = torch.tensor(document.ids, device=device)
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+            labels = ids[1:]
+            wanted = torch.tensor(document.is_target, device=device)[1:]
             nats = F.cross_entropy(logits[wanted].float(), labels[wanted], reduction="sum")
             (nats / targets).backward()
             total += float(nats.detach())

@@ -35,6 +35,7 @@ again: 3 % in all. The loss is a mean over some 300 targets, whose errors are of
 of a logit's size (0.2 nats, where the loss is 5) over sqrt(300), and ten times that for the weights: 0.1 %.
 """
 
+CPU = torch.device("cpu")
 STEPS = 5
 HIDDEN = 64
 DOCUMENTS_PER_STEP = 24
@@ -72,6 +73,7 @@ class Cell:
     ranks: int
     passes: int
     packed: bool
+    on_gpu: bool = False
 
     @property
     def rows_per_step(self) -> int:
@@ -86,7 +88,7 @@ class Cell:
                 "precision": self.precision,
                 # The tiny model's matrices would stay whole at stage 3 under the threshold of real ones.
                 "strategy": {**STRATEGIES[self.strategy], "parameter_persistence_threshold": HIDDEN + 1},
-                "cluster": {"processes_per_node": self.ranks},
+                "cluster": {"processes_per_node": self.ranks, "gpus_per_node": self.ranks * self.on_gpu},
                 "batch": {
                     "global_batch_size": self.rows_per_step,
                     "micro_batch_size": self.rows_per_step // (self.ranks * self.passes),
@@ -178,13 +180,13 @@ def write_tiny_model(folder: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
-def build(config: RunConfig) -> Any:
+def build(config: RunConfig, device: torch.device = CPU) -> Any:
     """Build the run's model."""
     return build_model(
         config.model,
         config.adapter,
         precision=config.precision,
-        device=torch.device("cpu"),
+        device=device,
         seed=config.seed,
         activation_checkpointing="none",
     )
@@ -210,10 +212,10 @@ def lay_rows(documents: list[Document], *, packed: bool) -> list[list[Document]]
     return [documents[start : start + size] for start in range(0, len(documents), size)]
 
 
-def walk_reference(learnt: Settings, folder: Path) -> list[PlainStep]:
+def walk_reference(learnt: Settings, folder: Path, device: torch.device = CPU) -> list[PlainStep]:
     """Train the same in the plain loop, in fp32."""
     config = compose(folder, learnt)
-    model = build(config)
+    model = build(config, device)
     return walk_plainly(
         model,
         make_documents(),

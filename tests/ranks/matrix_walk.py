@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.ranks.matrix_case import Cell, build, lay_rows, make_documents
+from tests.ranks.matrix_case import CPU, Cell, build, lay_rows, make_documents
 from tests.ranks.training_case import make_batch, rate_at
 from training.batch import plan_run
 from training.collectives import join
@@ -14,10 +14,10 @@ from training.engine.step import StepResult
 from training.ranks import Ranks
 
 
-def walk_cells(cells: list[Cell], folder: Path) -> list[list[StepResult]]:
+def walk_cells(cells: list[Cell], folder: Path, device: torch.device = CPU) -> list[list[StepResult]]:
     """Train every cell in this process; give what its steps reported."""
     torch.set_num_threads(1)
-    ranks, device = Ranks.from_environ(os.environ), torch.device("cpu")
+    ranks = Ranks.from_environ(os.environ)
     if not dist.is_initialized():
         join(ranks, device=device, timeout_seconds=120)
     return [_train(cell, folder, ranks, device) for cell in cells]
@@ -29,7 +29,7 @@ def _train(cell: Cell, folder: Path, ranks: Ranks, device: torch.device) -> list
 
     config = cell.config(folder)
     place = Place(ranks=ranks, device=device, plan=plan_run(config))
-    engine = DeepSpeedEngine(build(config), config, place)
+    engine = DeepSpeedEngine(build(config, device), config, place)
     plan, rate, steps = place.plan, rate_at(config), []
     for step, documents in enumerate(make_documents()):
         rows, passes = lay_rows(documents, packed=cell.packed), []

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.queues import Queue
 from typing import Any
 
-_VARIABLES = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+_VARIABLES = {"OMP_NUM_THREADS": "1"}
 
 
 def on_ranks(
@@ -19,6 +19,7 @@ def on_ranks(
     *args: object,
     timeout_seconds: float = 300,
     preload: Sequence[str] = (),
+    accelerator: str = "cpu",
 ) -> list[Any]:
     """Return what ``body(*args)`` returned on each rank, in rank order.
 
@@ -28,18 +29,25 @@ def on_ranks(
         args: Its arguments.
         timeout_seconds: How long the slowest may take.
         preload: Modules that a process is to import once, from which the ranks are then forked.
+        accelerator: What DeepSpeed is to use, cpu or cuda.
 
     Raises:
         AssertionError: A rank raised, or did not answer in time; every process is gone by then.
     """
     context = multiprocessing.get_context("forkserver" if preload else "spawn")
     if preload:
-        os.environ |= _VARIABLES
+        os.environ |= _VARIABLES | {"DS_ACCELERATOR": accelerator}
         context.set_forkserver_preload(list(preload))
     answers: Queue[tuple[int, bool, Any]] = context.Queue()
-    port = free_port()
+    shared = {
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "DS_ACCELERATOR": accelerator,
+        **_VARIABLES,
+    }
     processes = [
-        context.Process(target=_rank, args=(rank, world_size, port, answers, body, args), daemon=True)
+        context.Process(target=_rank, args=(rank, shared, answers, body, args), daemon=True)
         for rank in range(world_size)
     ]
     for process in processes:
@@ -70,20 +78,12 @@ def free_port() -> int:
 
 def _rank(
     rank: int,
-    world_size: int,
-    port: int,
+    shared: dict[str, str],
     answers: "Queue[tuple[int, bool, Any]]",
     body: Callable[..., Any],
     args: tuple[object, ...],
 ) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        **_VARIABLES,
-    }
+    os.environ |= shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     try:
         answers.put((rank, True, body(*args)))
     except BaseException:

@@ -34,13 +34,15 @@ from training.ranks import Ranks
 CUTS = [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
 
 
-def open_place(config: RunConfig) -> Any:
+CPU = torch.device("cpu")
+
+
+def open_place(config: RunConfig, device: torch.device = CPU) -> Any:
     """Meet the other ranks, once per process, and plan this case's batch."""
     from training.engine.deepspeed_engine import Place
 
     torch.set_num_threads(1)
     ranks = Ranks.from_environ(os.environ)
-    device = torch.device("cpu")
     if not dist.is_initialized():
         join(ranks, device=device, timeout_seconds=120)
     plan = plan_batch(config.batch, ranks.world_size, config.strategy.sequence_parallel_size)
@@ -52,7 +54,7 @@ def open_engine(config: RunConfig, place: Any, *, adapter: bool, tested: bool = 
     from training.engine.deepspeed_engine import DeepSpeedEngine
 
     dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
-    model = make_model(adapter=adapter, dtype=dtype)
+    model = make_model(adapter=adapter, dtype=dtype).to(place.device)
     if tested:
         assert check_isolation(model, [numpy.array(document.ids) for document in make_samples()[0]]).holds
     return DeepSpeedEngine(model, config, place, sources=SOURCES)
