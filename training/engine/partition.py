@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from deepspeed import comm as distributed
 from deepspeed.runtime.zero import Init
 from deepspeed.utils import groups
+from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -15,7 +17,10 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
 from training.engine.deepspeed_engine import Place
+from training.model.load import build_model
+from training.model.partitioned import build_partitioned_model
 from training.model.shape import measure_shape
+from training.rules.strategies import effective_stage
 
 
 class ZeroPartition:
@@ -66,3 +71,23 @@ class ZeroPartition:
         finally:
             unset_hf_deepspeed_config()
             del alive
+
+
+def build_share(config: RunConfig, place: Place) -> tuple[PreTrainedModel | PeftModel, str | None]:
+    """Build the run's model: under ZeRO-3 this rank's share of it, else the whole. Collective.
+
+    Returns:
+        The model; and None, or why every rank had to build the whole under ZeRO-3 as well.
+
+    Raises:
+        ModelError: As ``build_model`` and ``build_partitioned_model``.
+    """
+    how: dict[str, Any] = {
+        "precision": config.precision,
+        "seed": config.seed,
+        "activation_checkpointing": config.strategy.activation_checkpointing,
+    }
+    if effective_stage(config.strategy.zero_stage, config.precision) < 3:  # noqa: PLR2004
+        return build_model(config.model, config.adapter, device=place.device, **how), None
+    share_out = partial(ZeroPartition, config, place)
+    return build_partitioned_model(config.model, config.adapter, share_out=share_out, **how)

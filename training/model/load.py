@@ -1,10 +1,12 @@
 """Build the model of a run: the base in 16 or 4 bits, the adapter on it, and what of it is trained."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from training.config.schema import AdapterConfig, ModelConfig
@@ -102,13 +104,36 @@ def _load_base(
     attention = choose_attention(model.attention, device, dtype)
     try:
         with quiet_upstream():
-            base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=dtype, attn_implementation=attention, **options
+            base: PreTrainedModel
+            base, told = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                # Told to us and not on the screen, where the run would go on with random weights.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
             )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"{folder}: the model cannot be loaded ({first_line(error)})") from error
     check_architecture(base)
+    _check_loaded(folder, told)
     return base if options.get("device_map") else base.to(device)
+
+
+def _check_loaded(folder: str, told: Mapping[str, Any]) -> None:
+    """Refuse a model of which transformers has drawn some weights, because the files lack them."""
+    for name, found, wanted in sorted(told["mismatched_keys"]):
+        raise ModelError(
+            f"{folder}: tensor {name} has shape {list(found)}, config.json wants {list(wanted)}; use the "
+            "config.json that belongs to it"
+        )
+    for name in sorted(told["missing_keys"]):
+        raise ModelError(
+            f"{folder}: the tensor {name} is missing ({len(told['missing_keys'])} such); copy the model "
+            "there again, or use the config.json that belongs to it"
+        )
 
 
 def read_config(folder: str) -> Any:

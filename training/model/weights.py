@@ -33,7 +33,7 @@ class WeightFiles:
     def __init__(self, tensors: Mapping[str, Stored]) -> None:
         """Open nothing yet."""
         self.tensors = tensors
-        self._open: tuple[Path, safe_open] | None = None
+        self._open: tuple[Path, Any] | None = None
 
     def read(self, name: str) -> Tensor:
         """Give a tensor as the file has it. Its bytes are fetched from the disk where they are looked at.
@@ -85,12 +85,12 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _list_tensors(file: Path) -> dict[str, Stored]:
-    opened: Any = _open(file)
+    opened = _open(file)
     names: list[str] = opened.keys()
     return {name: Stored(file, tuple(opened.get_slice(name).get_shape())) for name in names}
 
 
-def _open(file: Path) -> safe_open:
+def _open(file: Path) -> Any:
     """Open a file; safetensors compares what its header promises with the bytes that there are."""
     try:
         return safe_open(file, framework="pt")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -25,7 +24,7 @@ from training.data.reading.loader import BatchStream, build_stream
 from training.data.reading.reader import Corpus, check_settings, check_tokenizer, open_corpus
 from training.early_stop import HeldOutLoss
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
-from training.engine.partition import ZeroPartition
+from training.engine.partition import build_share
 from training.engine.seeds import make_deterministic
 from training.errors import EXIT_OK
 from training.held_out import HeldOutDocuments, draw_held_out
@@ -37,15 +36,12 @@ from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
 from training.model.arithmetic import flops_per_token, peak_flops
 from training.model.inputs import Batch
-from training.model.load import build_model
-from training.model.partitioned import build_partitioned_model
 from training.model.self_test import CUTS, measure_isolation, refuse_leak
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.outcome import Outcome, write_outcome
 from training.progress import Progress
 from training.ranks import Ranks
 from training.rules.check import check_rules
-from training.rules.strategies import effective_stage
 from training.schedule import learning_rate_at
 from training.stop import StopFlag
 from training.worker.attended import mean_attended_tokens
@@ -80,7 +76,7 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
     check_audit(corpus.manifest, rows.by_source, config.batch.sequence_length, config.audit)
     incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
     stop = StopFlag(place.device)
-    model, why_whole = _build_model(config, place)
+    model, why_whole = build_share(config, place)
     metrics = _open_metrics(layout, config, place, incarnation, _flops_per_token(config, model, corpus))
     try:
         if why_whole is not None:
@@ -183,19 +179,6 @@ def _open_held_out(config: RunConfig, place: Place, sources: Sequence[str]) -> H
     )
     tokens = config.batch.micro_batch_size * config.batch.sequence_length
     return HeldOutDocuments(documents, sources, place.ranks, tokens_per_batch=tokens)
-
-
-def _build_model(config: RunConfig, place: Place) -> tuple[PreTrainedModel | PeftModel, str | None]:
-    """Build the model, under ZeRO-3 this rank's share of it; and say why where that could not be."""
-    how: dict[str, Any] = {
-        "precision": config.precision,
-        "seed": config.seed,
-        "activation_checkpointing": config.strategy.activation_checkpointing,
-    }
-    if effective_stage(config.strategy.zero_stage, config.precision) == 3:  # noqa: PLR2004
-        share_out = partial(ZeroPartition, config, place)
-        return build_partitioned_model(config.model, config.adapter, share_out=share_out, **how)
-    return build_model(config.model, config.adapter, device=place.device, **how), None
 
 
 def _check_isolation(engine: DeepSpeedEngine, corpus: Corpus, metrics: MetricsSink) -> None:
