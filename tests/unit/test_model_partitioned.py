@@ -19,6 +19,7 @@ from launcher.tree import ConfigTree
 from tests.model_folders import compare_models, write_llama
 from training.config.schema import RunConfig
 from training.errors import ModelError
+from training.model import four_bit
 from training.model.load import build_model
 from training.model.partitioned import build_partitioned_model
 
@@ -44,7 +45,8 @@ class AllIsMine:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _one_thread_and_small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(four_bit, "AT_ONCE", 1 << 11)  # several for each 4-bit tensor
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

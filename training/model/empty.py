@@ -5,12 +5,10 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.quantizers import AutoHfQuantizer
 
 from training.errors import ModelError, first_line
-from training.model.load import check_architecture, four_bit_config
+from training.model.load import check_architecture
 from training.model.quiet import quiet_upstream
 
 
@@ -28,25 +26,6 @@ def build_empty(config: Any, folder: str, dtype: torch.dtype) -> PreTrainedModel
     base.tie_weights()  # within that context each name gets a parameter of its own
     check_architecture(base)
     return base.eval()
-
-
-def make_four_bit(base: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Put bitsandbytes' layers in the place of linear ones, as transformers does when it loads."""
-    quantizer = AutoHfQuantizer.from_config(four_bit_config(dtype), pre_quantized=False)
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # the new layers are made in it, their biases too
-    try:
-        with quiet_upstream():
-            quantizer.preprocess_model(model=base, device_map=None, dtype=dtype)
-            quantizer.postprocess_model(base)
-    finally:
-        torch.set_default_dtype(usual)
-    base.hf_quantizer = quantizer
-
-
-def is_four_bit(parameter: nn.Parameter) -> bool:
-    """Whether bitsandbytes packs it; its library is not loaded for the question."""
-    return type(parameter).__name__ == "Params4bit"
 
 
 def names_by_parameter(base: PreTrainedModel) -> dict[int, list[str]]:

@@ -1,14 +1,14 @@
 """Build a model of which every rank reads and keeps its own part alone: ZeRO-3 from the first byte on.
 
 The modules are made empty. Then one parameter after the other gets its values from the mapped files, of which
-a rank looks at no more than what it keeps; a 4-bit one is quantised whole, because double quantisation asks
+a rank looks at no more than what it keeps; a 4-bit one is looked at whole, because double quantisation asks
 for the mean over all of it. So no rank ever has more than its part and one tensor.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from peft import PeftModel
@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from training.config.schema import AdapterConfig, ModelConfig
 from training.model.attention import choose_attention, register_attention
-from training.model.empty import build_empty, is_four_bit, make_four_bit, names_by_parameter
+from training.model.empty import build_empty, names_by_parameter
 from training.model.folder import find_model_folder
+from training.model.four_bit import is_four_bit, make_four_bit, quantise
 from training.model.load import (
     DTYPES,
     FOUR_BITS,
@@ -120,8 +121,10 @@ def _fill(base: PreTrainedModel, files: WeightFiles, partition: Partition, rows:
         stored = files.read(next(name for name in names if name in files.tensors))
         if id(empty) in grown:
             stored = append_mean_rows(stored.to(empty.dtype), len(empty))
-        fill = _quantise if is_four_bit(empty) else _copy
-        filled = fill(stored, empty, partition)
+        if is_four_bit(empty):
+            filled = quantise(stored, empty, partition.device)
+        else:
+            filled = _copy(stored, empty, partition)
         partition.cut(filled)
         for module, attribute in places:
             setattr(module, attribute, filled)
@@ -141,13 +144,6 @@ def _copy(stored: Tensor, empty: nn.Parameter, partition: Partition) -> nn.Param
     for start, stop in partition.stretches(flat.numel()):
         flat[start:stop] = values[start:stop]
     return nn.Parameter(filled, requires_grad=empty.requires_grad)
-
-
-def _quantise(stored: Tensor, empty: Any, partition: Partition) -> nn.Parameter:
-    """Quantise a whole tensor on the rank's device, by the settings that the empty parameter has."""
-    whole = stored.to(empty.dtype).to(partition.device)
-    quantised: nn.Parameter = type(empty)(whole, requires_grad=False, **vars(empty)).to(partition.device)
-    return quantised
 
 
 def _embeddings(base: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
