@@ -20,6 +20,7 @@ from training.engine.deepspeed_engine import Place
 from training.model.load import build_model
 from training.model.partitioned import build_partitioned_model
 from training.model.shape import measure_shape
+from training.model.stage import near_model
 from training.rules.strategies import effective_stage
 
 
@@ -87,7 +88,8 @@ def build_share(config: RunConfig, place: Place) -> tuple[PreTrainedModel | Peft
         "seed": config.seed,
         "activation_checkpointing": config.strategy.activation_checkpointing,
     }
-    if effective_stage(config.strategy.zero_stage, config.precision) < 3:  # noqa: PLR2004
-        return build_model(config.model, config.adapter, device=place.device, **how), None
     share_out = partial(ZeroPartition, config, place)
-    return build_partitioned_model(config.model, config.adapter, share_out=share_out, **how)
+    with near_model(config.model, config.loader) as model:
+        if effective_stage(config.strategy.zero_stage, config.precision) < 3:  # noqa: PLR2004
+            return build_model(model, config.adapter, device=place.device, **how), None
+        return build_partitioned_model(model, config.adapter, share_out=share_out, **how)
