@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -227,7 +228,7 @@ def test_files_of_another_form_are_loaded_whole_with_the_reason(tmp_path: Path) 
 
     shared, reason, whole = build_both(configure(folder))
 
-    assert reason == "its weights are no safetensors files in a folder"
+    assert reason == "its weights are no safetensors files"
     assert compare_models(shared, whole, lambda parameter: parameter.data) == []
 
 
@@ -240,4 +241,39 @@ def test_files_that_name_the_weights_otherwise_are_loaded_whole_with_the_reason(
     shared, reason, whole = build_both(configure(folder))
 
     assert reason == "its files name the weights otherwise, model.embed_tokens.weight for one"
+    assert compare_models(shared, whole, lambda parameter: parameter.data) == []
+
+
+@pytest.mark.parametrize("shard_bytes", [None, 60_000], ids=["one file", "several files"])
+def test_a_model_of_the_hub_is_read_in_the_hubs_cache(
+    shard_bytes: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    kept = tmp_path / "models--someone--small"
+    write_llama(kept / "snapshots" / "abc", shard_bytes=shard_bytes)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc", encoding="ascii")
+    config = configure(tmp_path)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": "someone/small"})})
+    partition = AllIsMine()
+
+    shared, reason = build_partitioned_model(
+        config.model,
+        config.adapter,
+        precision="fp32",
+        share_out=lambda _: partition,
+        seed=1,
+        activation_checkpointing="none",
+    )
+
+    assert reason is None
+    whole = build_model(
+        config.model.model_copy(update={"path": str(kept / "snapshots" / "abc")}),
+        config.adapter,
+        precision="fp32",
+        device=CPU,
+        seed=1,
+        activation_checkpointing="none",
+    )
     assert compare_models(shared, whole, lambda parameter: parameter.data) == []

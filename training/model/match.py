@@ -17,7 +17,7 @@ def find_obstacle(base: PreTrainedModel, files: WeightFiles | None, *, four_bit:
 
     Args:
         base: The empty model.
-        files: Its weights; None where they are no safetensors in a folder.
+        files: Its weights; None where they are no safetensors.
         four_bit: Whether the base is to be quantised.
     """
     return next(_obstacles(base, files, four_bit=four_bit), None)
@@ -25,7 +25,7 @@ def find_obstacle(base: PreTrainedModel, files: WeightFiles | None, *, four_bit:
 
 def _obstacles(base: PreTrainedModel, files: WeightFiles | None, *, four_bit: bool) -> Iterator[str]:
     if files is None:
-        yield "its weights are no safetensors files in a folder"
+        yield "its weights are no safetensors files"
         return
     if getattr(base.config, "quantization_config", None) is not None:
         yield "its weights are quantised already"

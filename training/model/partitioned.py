@@ -7,7 +7,6 @@ for the mean over all of it. So no rank ever has more than its part and one tens
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -82,7 +81,7 @@ def build_partitioned_model(
     base = build_empty(read_config(folder), folder, dtype)
     partition = share_out(base)
     base.set_attn_implementation(choose_attention(model.attention, partition.device, dtype))
-    files = find_weights(Path(folder)) if Path(folder).is_dir() else None
+    files = find_weights(folder)
     reason = find_obstacle(base, files, four_bit=adapter.base_bits == FOUR_BITS)
     if reason is not None or files is None:
         whole = build_model(

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from training.errors import ModelError, first_line
+from training.model.quiet import quiet_upstream
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -53,12 +55,21 @@ class WeightFiles:
         self._open = None
 
 
-def find_weights(folder: Path) -> WeightFiles | None:
-    """Look at the headers of a folder's safetensors; None where it has none that transformers would load.
+def find_weights(name: str) -> WeightFiles | None:
+    """Look at the headers of a model's safetensors; None where it has none that transformers would load.
+
+    Args:
+        name: A folder; or a name on the hub, whose files are fetched into the hub's cache where need be.
 
     Raises:
         ModelError: A file is missing, is cut short, or lacks a tensor that the index promises.
     """
+    folder = Path(name)
+    if not folder.is_dir():
+        found = _fetch(name)
+        if found is None:
+            return None
+        folder = found
     if (folder / SINGLE).is_file():
         return WeightFiles(_list_tensors(folder / SINGLE))
     if not (folder / INDEX).is_file():
@@ -67,13 +78,26 @@ def find_weights(folder: Path) -> WeightFiles | None:
     tensors: dict[str, Stored] = {}
     for file in sorted(set(promised.values())):
         tensors |= _list_tensors(folder / file)
-    for name, file in promised.items():
-        if name not in tensors or tensors[name].file.name != file:
+    for tensor, file in promised.items():
+        if tensor not in tensors or tensors[tensor].file.name != file:
             raise ModelError(
-                f"{folder / file}: the tensor {name} is missing, which {INDEX} promises; copy the model there"
-                " again"
+                f"{folder / file}: the tensor {tensor} is missing, which {INDEX} promises; copy the model "
+                "there again"
             )
-    return WeightFiles({name: tensors[name] for name in promised})
+    return WeightFiles({tensor: tensors[tensor] for tensor in promised})
+
+
+def _fetch(name: str) -> Path | None:
+    """Bring a model of the hub into its cache; None where the hub does not give it in this form."""
+    try:
+        with quiet_upstream():
+            folder = Path(snapshot_download(name, allow_patterns=[SINGLE, INDEX]))
+            if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
+                files = sorted(set(_read_index(folder / INDEX).values()))
+                folder = Path(snapshot_download(name, allow_patterns=[INDEX, *files]))
+    except (OSError, ValueError):
+        return None
+    return folder
 
 
 def _read_index(path: Path) -> dict[str, str]:
