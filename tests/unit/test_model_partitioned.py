@@ -177,6 +177,28 @@ def test_harm_to_a_single_file_is_one_line_that_names_file_and_tensor(harm: Any,
     assert "\n" not in str(shared.value) + str(whole.value)
 
 
+def test_a_4_bit_weight_of_another_shape_is_refused_in_both_ways(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    tensors[name] = torch.ones(32, 128, dtype=torch.bfloat16)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = configure(folder, *METHODS["qlora"])
+    words = rf"tensor {name} has shape \[32, 128\], config\.json wants \[64, 64\]"
+
+    with pytest.raises(ModelError, match=words):
+        build_both(config)
+    with pytest.raises(ModelError, match=words):
+        build_model(
+            config.model,
+            config.adapter,
+            precision="fp32",
+            device=CPU,
+            seed=1,
+            activation_checkpointing="none",
+        )
+
+
 def remove_file(folder: Path, file: str) -> None:
     (folder / file).unlink()
 

@@ -119,6 +119,7 @@ def _load_base(
         raise ModelError(f"{folder}: the model cannot be loaded ({first_line(error)})") from error
     check_architecture(base)
     _check_loaded(folder, told)
+    _check_packed(folder, base)
     return base if options.get("device_map") else base.to(device)
 
 
@@ -134,6 +135,17 @@ def _check_loaded(folder: str, told: Mapping[str, Any]) -> None:
             f"{folder}: the tensor {name} is missing ({len(told['missing_keys'])} such); copy the model "
             "there again, or use the config.json that belongs to it"
         )
+
+
+def _check_packed(folder: str, base: PreTrainedModel) -> None:
+    """Refuse 4-bit weights of another shape, of which transformers says nothing."""
+    for name, module in base.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and tuple(state.shape) != (module.out_features, module.in_features):
+            raise ModelError(
+                f"{folder}: tensor {name}.weight has shape {list(state.shape)}, config.json wants "
+                f"{[module.out_features, module.in_features]}; use the config.json that belongs to it"
+            )
 
 
 def read_config(folder: str) -> Any:

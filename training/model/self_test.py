@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from training.errors import ModelError
 from training.model.attention import name_attention
 from training.model.inputs import IGNORE_INDEX, Batch, lay_documents
-from training.model.packed import PackedLanguageModel, base_of
+from training.model.packed import base_of
 
 CUTS = (40, 18, 31)
 """Tokens kept of each document. The per-document kernel lays first and third into one call, padded."""
@@ -64,19 +64,6 @@ class Asked(Protocol):
 
     def logits(self, batch: Batch, *, alone: bool = False) -> Tensor:
         """Give the logits after every token, [N, V]; alone: one document's, by transformers' attention."""
-
-
-def check_isolation(
-    model: PreTrainedModel | PeftModel, documents: Sequence[npt.NDArray[np.integer]]
-) -> Isolation:
-    """Measure a model that lies whole on this rank, and refuse it where documents see each other.
-
-    Raises:
-        ModelError: As ``measure_isolation`` and ``refuse_leak``.
-    """
-    isolation = measure_isolation(model, documents, PackedLanguageModel(model))
-    refuse_leak([isolation])
-    return isolation
 
 
 def measure_isolation(
