@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.ranks.matrix_case import CPU, Cell, build, lay_rows, make_documents
+from tests.ranks.matrix_case import CPU, Cell, lay_rows, make_documents
 from tests.ranks.training_case import make_batch, rate_at
 from training.batch import plan_run
 from training.collectives import join
@@ -26,10 +26,13 @@ def walk_cells(cells: list[Cell], folder: Path, device: torch.device = CPU) -> l
 def _train(cell: Cell, folder: Path, ranks: Ranks, device: torch.device) -> list[StepResult]:
     # DeepSpeed is imported on the ranks alone: it takes seconds, and the tests' own process needs none.
     from training.engine.deepspeed_engine import DeepSpeedEngine, Place
+    from training.engine.partition import build_share
 
     config = cell.config(folder)
     place = Place(ranks=ranks, device=device, plan=plan_run(config))
-    engine = DeepSpeedEngine(build(config, device), config, place)
+    model, why_whole = build_share(config, place)
+    assert why_whole is None
+    engine = DeepSpeedEngine(model, config, place)
     plan, rate, steps = place.plan, rate_at(config), []
     for step, documents in enumerate(make_documents()):
         rows, passes = lay_rows(documents, packed=cell.packed), []

@@ -27,7 +27,7 @@ from training.batch import plan_batch
 from training.collectives import join
 from training.config.schema import RunConfig
 from training.engine.step import StepResult
-from training.model.self_test import check_isolation
+from training.model.self_test import measure_isolation
 from training.ranks import Ranks
 
 # (ZeRO stage, samples per forward pass)
@@ -55,9 +55,11 @@ def open_engine(config: RunConfig, place: Any, *, adapter: bool, tested: bool = 
 
     dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
     model = make_model(adapter=adapter, dtype=dtype).to(place.device)
+    engine = DeepSpeedEngine(model, config, place, sources=SOURCES)
     if tested:
-        assert check_isolation(model, [numpy.array(document.ids) for document in make_samples()[0]]).holds
-    return DeepSpeedEngine(model, config, place, sources=SOURCES)
+        documents = [numpy.array(document.ids) for document in make_samples()[0]]
+        assert measure_isolation(engine.model, documents, engine).holds
+    return engine
 
 
 def run_steps(engine: Any, config: RunConfig, place: Any, steps: range) -> list[StepResult]:

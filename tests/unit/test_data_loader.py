@@ -181,13 +181,22 @@ def test_giving_memory_back_changes_no_token(folder: Path, monkeypatch: pytest.M
     assert read() == wanted
 
 
+def make_settings(folder: Path, ahead_steps: int) -> LoaderConfig:
+    return LoaderConfig(
+        cache_path=str(folder),
+        cache_bytes=10**9,
+        ahead_steps=ahead_steps,
+        fetch_attempts=1,
+        model_cache_path=None,
+        model_cache_bytes=1,
+    )
+
+
 @pytest.mark.parametrize("ahead_steps", [0, 1, 5])
 def test_a_corpus_elsewhere_gives_the_same_batches(
     tmp_path: Path, folder: Path, corpus: Corpus, ahead_steps: int
 ) -> None:
-    settings = LoaderConfig(
-        cache_path=str(tmp_path), cache_bytes=10**9, ahead_steps=ahead_steps, fetch_attempts=1
-    )
+    settings = make_settings(tmp_path, ahead_steps)
     cached = open_corpus(f"file://{folder}", "train", settings)
     packed = NextFitPlan(corpus, LENGTH)
     order = ShuffledOrder(packed, GLOBAL)
@@ -211,7 +220,7 @@ class OneShardAfterTheOther:
 
 
 def test_only_the_shards_of_the_coming_steps_are_fetched(tmp_path: Path, folder: Path) -> None:
-    settings = LoaderConfig(cache_path=str(tmp_path), cache_bytes=10**9, ahead_steps=2, fetch_attempts=1)
+    settings = make_settings(tmp_path, ahead_steps=2)
     cached = open_corpus(f"file://{folder}", "train", settings)
     order = OneShardAfterTheOther()
     assert len(cached.record.shards) > 6

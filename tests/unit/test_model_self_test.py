@@ -1,6 +1,7 @@
 """The self-test: it passes where documents are kept apart, and fails where a single token leaks."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,16 @@ from training.errors import ModelError
 from training.model.adapter import attach_adapter
 from training.model.attention import DOCUMENTS, attend_documents, group_documents, register_attention
 from training.model.load import enable_activation_checkpointing
-from training.model.self_test import CUTS, LIMITS, MOVED_LIMITS, check_isolation, find_difference
+from training.model.packed import PackedLanguageModel
+from training.model.self_test import (
+    CUTS,
+    LIMITS,
+    MOVED_LIMITS,
+    Isolation,
+    find_difference,
+    measure_isolation,
+    refuse_leak,
+)
 
 SIZES = {
     "vocab_size": 96,
@@ -61,6 +71,13 @@ def _one_thread_and_our_kernels() -> Iterator[None]:
     yield
     register_attention()  # whatever a test put in their place
     torch.set_num_threads(threads)
+
+
+def check_isolation(model: Any, texts: list[Any]) -> Isolation:
+    """Measure and judge, as a run does before its first step."""
+    isolation = measure_isolation(model, texts, PackedLanguageModel(model))
+    refuse_leak([isolation])
+    return isolation
 
 
 def build_llama(**extra: object) -> PreTrainedModel:
@@ -211,3 +228,9 @@ def test_logits_that_are_no_numbers_are_no_agreement() -> None:
         model.lm_head.weight[3, 3] = float("nan")
     with pytest.raises(ModelError, match="nan"):
         check_isolation(model, TEXTS)
+
+
+def test_a_leak_on_one_rank_is_refused_on_all() -> None:
+    good = check_isolation(build_llama(), TEXTS)
+    with pytest.raises(ModelError, match="see each other"):
+        refuse_leak([good, replace(good, moved=0.5), good])

@@ -260,7 +260,7 @@ class PrepareConfig(Section):
 
 
 class LoaderConfig(Section):
-    """How shards reach the ranks."""
+    """How shards, and the model, reach the ranks."""
 
     cache_path: str | None = Field(
         description="folder on the node's own disk; null: a local corpus is read where it lies, a remote one "
@@ -269,6 +269,13 @@ class LoaderConfig(Section):
     cache_bytes: PositiveInt = Field(description="the cache's limit; the least recently used shards go first")
     ahead_steps: NonNegativeInt = Field(description="steps whose shards are fetched before they are needed")
     fetch_attempts: PositiveInt = Field(description="tries before a fetch that fails ends the run")
+    model_cache_path: str | None = Field(
+        description="folder on the node's own disk into which the model's folder is copied, once per node; "
+        "null: each rank reads it where it lies"
+    )
+    model_cache_bytes: PositiveInt = Field(
+        description="that folder's limit; the least recently used models go first"
+    )
 
 
 class AuditConfig(Section):

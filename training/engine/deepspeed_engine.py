@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import deepspeed
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from training.batch import BatchPlan
@@ -138,6 +138,20 @@ class DeepSpeedEngine:
         finally:
             module.train()
         return [float(value) for value in nats.tolist()]
+
+    @torch.no_grad()
+    def logits(self, batch: Batch, *, alone: bool = False) -> Tensor:
+        """Give the logits after every token, [N, V], without dropout; see ``PackedLanguageModel.logits``.
+
+        Collective under ZeRO-3.
+        """
+        module = self._engine.module
+        module.eval()
+        try:
+            logits: Tensor = module(batch.to(self._place.device), ask="alone" if alone else "logits")
+        finally:
+            module.train()
+        return logits
 
     def _accumulate(
         self, micro_batches: Sequence[Batch], targets: int, samples_seen: int, watch: Stopwatch

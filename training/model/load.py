@@ -1,10 +1,12 @@
 """Build the model of a run: the base in 16 or 4 bits, the adapter on it, and what of it is trained."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from training.config.schema import AdapterConfig, ModelConfig
@@ -17,7 +19,7 @@ from training.model.tokenizer import load_tokenizer
 from training.model.vocabulary import fit_embeddings
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_FOUR = 4
+FOUR_BITS = 4
 
 
 def build_model(
@@ -45,15 +47,31 @@ def build_model(
     """
     register_attention()
     base = _load_base(model, adapter.base_bits, DTYPES[precision], device)
+    prepare_forward(base, activation_checkpointing)
+    grown = grow_embeddings(base, model)
+    return train_parts(base, adapter, dtype=DTYPES[precision], seed=seed, grown=grown)
+
+
+def prepare_forward(base: PreTrainedModel, activation_checkpointing: str) -> None:
+    """Set how a forward pass of training goes: no key-value cache, layers computed again where asked."""
     base.config.use_cache = False
     if activation_checkpointing == "full":
         enable_activation_checkpointing(base)
-    grown = grow_embeddings(base, model)
+
+
+def train_parts(
+    base: PreTrainedModel, adapter: AdapterConfig, *, dtype: torch.dtype, seed: int, grown: bool
+) -> PreTrainedModel | PeftModel:
+    """Choose what is trained of a base with weights: all but frozen parts, or an adapter on it.
+
+    Raises:
+        ModelError: A name in ``adapter`` is no part of the model, or new rows would not be trained.
+    """
     built: PreTrainedModel | PeftModel = base
     if adapter.kind == "none":
         freeze_parts(base, adapter.frozen)
     else:
-        built = attach_adapter(base, adapter, dtype=DTYPES[precision], seed=seed)
+        built = attach_adapter(base, adapter, dtype=dtype, seed=seed)
     if grown:
         check_new_rows(built)
     return built
@@ -61,10 +79,15 @@ def build_model(
 
 def grow_embeddings(base: PreTrainedModel, model: ModelConfig) -> bool:
     """Give every token of the run's tokenizer a row; say whether there had been too few."""
-    # The model's own tokenizer fits it already: it need not be read, which takes long for large ones.
+    return fit_embeddings(base, count_wanted_rows(model))
+
+
+def count_wanted_rows(model: ModelConfig) -> int:
+    """Count the tokens of the run's tokenizer; 0 where it is the model's own, which fits it already."""
+    # That one need not be read, which takes long for large ones.
     if not model.extra_tokens and model.tokenizer is None:
-        return False
-    return fit_embeddings(base, len(load_tokenizer(model)))
+        return 0
+    return len(load_tokenizer(model))
 
 
 def _load_base(
@@ -72,25 +95,65 @@ def _load_base(
 ) -> PreTrainedModel:
     folder = find_model_folder(model)
     options: dict[str, Any] = {}
-    if base_bits == _FOUR:
+    if base_bits == FOUR_BITS:
         options["quantization_config"] = four_bit_config(dtype)
         if device.type == "cuda":
             # Quantised as it is read: the 16-bit model never has to fit on the device.
             options["device_map"] = {"": device}
-    config = _read_config(folder)
+    config = read_config(folder)
     attention = choose_attention(model.attention, device, dtype)
     try:
         with quiet_upstream():
-            base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=dtype, attn_implementation=attention, **options
+            base: PreTrainedModel
+            base, told = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                # Told to us and not on the screen, where the run would go on with random weights.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
             )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"{folder}: the model cannot be loaded ({first_line(error)})") from error
     check_architecture(base)
+    _check_loaded(folder, told)
+    _check_packed(folder, base)
     return base if options.get("device_map") else base.to(device)
 
 
-def _read_config(folder: str) -> Any:
+def _check_loaded(folder: str, told: Mapping[str, Any]) -> None:
+    """Refuse a model of which transformers has drawn some weights, because the files lack them."""
+    for name, found, wanted in sorted(told["mismatched_keys"]):
+        raise ModelError(
+            f"{folder}: tensor {name} has shape {list(found)}, config.json wants {list(wanted)}; use the "
+            "config.json that belongs to it"
+        )
+    for name in sorted(told["missing_keys"]):
+        raise ModelError(
+            f"{folder}: the tensor {name} is missing ({len(told['missing_keys'])} such); copy the model "
+            "there again, or use the config.json that belongs to it"
+        )
+
+
+def _check_packed(folder: str, base: PreTrainedModel) -> None:
+    """Refuse 4-bit weights of another shape, of which transformers says nothing."""
+    for name, module in base.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and tuple(state.shape) != (module.out_features, module.in_features):
+            raise ModelError(
+                f"{folder}: tensor {name}.weight has shape {list(state.shape)}, config.json wants "
+                f"{[module.out_features, module.in_features]}; use the config.json that belongs to it"
+            )
+
+
+def read_config(folder: str) -> Any:
+    """Read a folder's config.json.
+
+    Raises:
+        ModelError: There is none, or of an architecture that transformers does not know.
+    """
     try:
         with quiet_upstream():
             return AutoConfig.from_pretrained(folder)

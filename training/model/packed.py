@@ -1,12 +1,14 @@
 """The language model as training sees it: a batch of packed documents in, a sum of nats out."""
 
+from typing import Literal
+
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from training.errors import ModelError
-from training.model.attention import build_attention_inputs
+from training.model.attention import build_attention_inputs, generating
 from training.model.inputs import Batch, find_owners, find_target_sources, find_targets
 from training.model.loss import PLAIN, Groups, Terms, linear_cross_entropy, linear_cross_entropy_per_row
 from training.model.sequence_parallel import Team
@@ -40,8 +42,13 @@ class PackedLanguageModel(nn.Module):
             raise ModelError(f"{type(base).__name__} has no output layer; it is no causal language model")
 
     def forward(
-        self, batch: Batch, *, by_document: bool = False, team: Team | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        batch: Batch,
+        *,
+        by_document: bool = False,
+        team: Team | None = None,
+        ask: Literal["loss", "logits", "alone"] = "loss",
+    ) -> tuple[Tensor, Tensor] | Tensor:
         """Sum the cross-entropy over all targets of the batch. Collective within ``team``.
 
         Args:
@@ -49,6 +56,7 @@ class PackedLanguageModel(nn.Module):
                 parameter: a rank that sent no gradient would keep the others waiting.
             by_document: Tell the nats of each document apart, and not those of each source.
             team: The ranks that have the other stretches of the batch, where it is one.
+            ask: ``logits`` and ``alone`` give the logits after every token instead, as ``logits`` does.
 
         Returns:
             Nats and the further terms, fp32, a scalar: sums and no means, so that ranks and passes can be
@@ -58,6 +66,8 @@ class PackedLanguageModel(nn.Module):
         Raises:
             ValueError: A document is of a source that the model was not told of.
         """
+        if ask != "loss":
+            return self.logits(batch, alone=ask == "alone")
         if max(batch.source_ids) >= self._sources:
             raise ValueError(f"a document of source {max(batch.source_ids)} among {self._sources} sources")
         places = find_targets(batch)
@@ -77,8 +87,17 @@ class PackedLanguageModel(nn.Module):
         return linear_cross_entropy_per_row(hidden, *self._head(), targets), places
 
     @torch.no_grad()
-    def logits(self, batch: Batch) -> Tensor:
-        """Give the logits after every token, [N, V], in the model's dtype; for short rows."""
+    def logits(self, batch: Batch, *, alone: bool = False) -> Tensor:
+        """Give the logits after every token, [N, V], in the model's dtype; for short rows.
+
+        Args:
+            batch: On the model's device.
+            alone: It is one document, and goes through transformers' own forward pass and sdpa attention.
+        """
+        if alone:
+            with generating(self.hf_model):
+                plain: Tensor = self.hf_model(input_ids=batch.input_ids, use_cache=False).logits
+            return plain[0]
         places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
         logits: Tensor = torch.nn.functional.linear(self._hidden(batch, places), *self._head())
         return logits

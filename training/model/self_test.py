@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from training.errors import ModelError
-from training.model.attention import generating, name_attention
+from training.model.attention import name_attention
 from training.model.inputs import IGNORE_INDEX, Batch, lay_documents
-from training.model.packed import PackedLanguageModel, base_of
+from training.model.packed import base_of
 
 CUTS = (40, 18, 31)
 """Tokens kept of each document. The per-document kernel lays first and third into one call, padded."""
@@ -58,47 +59,61 @@ class Isolation:
         return self.difference <= self.limit and self.moved <= self.moved_limit
 
 
-def check_isolation(
-    model: PreTrainedModel | PeftModel, documents: Sequence[npt.NDArray[np.integer]]
+class Asked(Protocol):
+    """Who runs the model."""
+
+    def logits(self, batch: Batch, *, alone: bool = False) -> Tensor:
+        """Give the logits after every token, [N, V]; alone: one document's, by transformers' attention."""
+
+
+def measure_isolation(
+    model: PreTrainedModel | PeftModel, documents: Sequence[npt.NDArray[np.integer]], asked: Asked
 ) -> Isolation:
     """Run a short packed row, and each of its documents alone, and compare the logits.
 
-    Called with the model as built, before DeepSpeed takes it: each rank still has all parameters (ZeRO-3 cuts
-    them, and its hooks count the passes of the training), while kernel, precision, adapter and weights are
-    those that are trained; DeepSpeed changes no arithmetic of a forward pass. Alone, a document goes through
-    transformers' own sdpa attention, so that a wrong kernel is not compared with itself.
-
-    Nothing is left behind: no gradient, no draw of random numbers, the mode of the model as it was.
+    Alone, a document goes through transformers' own sdpa attention, so that a wrong kernel is not compared
+    with itself. Nothing is left behind: no gradient, no draw of random numbers, the mode of the model as it
+    was. Collective where running the model is: under ZeRO-3.
 
     Args:
-        model: From ``build_model``.
+        model: From ``build_model`` or ``build_partitioned_model``.
         documents: Token ids [L] of one document or more, best of the corpus; three are cut to ``CUTS``.
+        asked: Runs it: the engine, which gathers what ZeRO-3 has cut, or the model itself where it is whole.
 
     Raises:
-        ModelError: The logits differ by more than rounding explains, or the kernel does not run.
+        ModelError: The kernel does not run.
     """
     three = [documents[place % len(documents)] for place in range(len(CUTS))]
     ids = [document[:size].astype(np.int64) for document, size in zip(three, CUTS, strict=True)]
     device = next(model.parameters()).device
-    packed = PackedLanguageModel(model)
     attention = name_attention(base_of(model).config._attn_implementation)
     with torch.no_grad(), _evaluating(model):
-        found = _run(packed, lay_row(ids), device, attention)
+        found = _run(asked, lay_row(ids).to(device), attention)
         others = [(ids[0] + 1) % _vocabulary(model), *ids[1:]]
-        moved = _run(packed, lay_row(others), device, attention)
-        with generating(model):
-            alone = [_run_alone(model, document, device) for document in ids]
+        moved = _run(asked, lay_row(others).to(device), attention)
+        alone = [asked.logits(lay_row([document]).to(device), alone=True) for document in ids]
     wanted, first = torch.cat(alone), len(ids[0])
-    isolation = Isolation(
+    return Isolation(
         attention=attention,
         difference=find_difference(found, wanted),
         moved=find_difference(moved[first:], found[first:]),
         limit=LIMITS[found.dtype],
         moved_limit=MOVED_LIMITS[found.dtype],
     )
-    if not isolation.holds:
-        raise ModelError(_tell(isolation))
-    return isolation
+
+
+def refuse_leak(measured: Sequence[Isolation]) -> None:
+    """Refuse to train where documents see each other on any rank, on all ranks alike.
+
+    Args:
+        measured: By every rank: they may have different devices and kernels.
+
+    Raises:
+        ModelError: The logits differ by more than rounding explains.
+    """
+    for isolation in measured:
+        if not isolation.holds:
+            raise ModelError(_tell(isolation))
 
 
 def find_difference(found: Tensor, wanted: Tensor) -> float:
@@ -122,9 +137,9 @@ def _vocabulary(model: PreTrainedModel | PeftModel) -> int:
     return int(base_of(model).get_input_embeddings().num_embeddings)
 
 
-def _run(packed: PackedLanguageModel, row: Batch, device: torch.device, attention: str) -> Tensor:
+def _run(asked: Asked, row: Batch, attention: str) -> Tensor:
     try:
-        return packed.logits(row.to(device))
+        return asked.logits(row)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -132,14 +147,6 @@ def _run(packed: PackedLanguageModel, row: Batch, device: torch.device, attentio
         raise ModelError(
             f"the attention {attention} does not run with this model ({reason}); {_advise(attention)}"
         ) from error
-
-
-def _run_alone(
-    model: PreTrainedModel | PeftModel, document: npt.NDArray[np.int64], device: torch.device
-) -> Tensor:
-    ids = torch.from_numpy(document)[None].to(device)
-    logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits[0]
 
 
 @contextmanager

@@ -9,18 +9,22 @@ from training.model.packed import base_of
 
 
 def measure_shape(model: PreTrainedModel | PeftModel) -> ModelShape:
-    """Count a model's elements, of 4-bit weights those of the tensor that holds them."""
+    """Count a model's elements, also where ZeRO-3 has cut them; of 4-bit weights those that hold them."""
     base = base_of(model)
     lists = [module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)]
     layers = list(lists[0]) if lists else [base]
-    adapters = [p.numel() for name, p in model.named_parameters() if "lora_" in name]
+    adapters = [_elements(p) for name, p in model.named_parameters() if "lora_" in name]
     return ModelShape(
         parameters=_count(model),
         layer=max(map(_count, layers)),
-        hidden=int(base.get_input_embeddings().weight.shape[-1]),
+        hidden=int(base.get_input_embeddings().embedding_dim),
         adapter=max(adapters, default=0),
     )
 
 
 def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(map(_elements, module.parameters()))
+
+
+def _elements(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from training.errors import ModelError
@@ -30,26 +30,31 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Non
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
 
 
-@torch.no_grad()
 def fit_embeddings(base: PreTrainedModel, tokens: int) -> bool:
     """Grow the embeddings to ``tokens`` rows where they have fewer; give whether they grew.
 
     A new row is the mean of all others: it begins as the average word, and on every rank as the same
     (transformers' own choice draws random numbers around that mean).
     """
-    rows = base.get_input_embeddings().num_embeddings
+    rows = resize_embeddings(base, tokens)
+    if rows:
+        for module in {base.get_input_embeddings(), base.get_output_embeddings()}:
+            for parameter in module.parameters():
+                parameter.data.copy_(append_mean_rows(parameter.data[:rows], len(parameter)))
+    return rows > 0
+
+
+def resize_embeddings(base: PreTrainedModel, tokens: int) -> int:
+    """Make room for ``tokens`` rows, not set yet; give how many there were, 0 where they are enough."""
+    rows: int = base.get_input_embeddings().num_embeddings
     if tokens <= rows:
-        return False
+        return 0
     with quiet_upstream():
         base.resize_token_embeddings(tokens, pad_to_multiple_of=_MULTIPLE, mean_resizing=False)
-    for module in (base.get_input_embeddings(), base.get_output_embeddings()):
-        _fill_with_mean(module, rows)
-    return True
+    return rows
 
 
-def _fill_with_mean(module: nn.Module, rows: int) -> None:
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
-    bias = getattr(module, "bias", None)
-    if bias is not None:
-        bias[rows:] = bias[:rows].float().mean().to(bias.dtype)
+def append_mean_rows(stored: Tensor, rows: int) -> Tensor:
+    """Append the mean of a table's rows to it (of a bias: of its numbers) until it has ``rows``."""
+    mean = stored.float().mean(0).to(stored.dtype)
+    return torch.cat([stored, mean.expand(rows - len(stored), *stored.shape[1:])])

@@ -24,6 +24,7 @@ from training.data.reading.loader import BatchStream, build_stream
 from training.data.reading.reader import Corpus, check_settings, check_tokenizer, open_corpus
 from training.early_stop import HeldOutLoss
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
+from training.engine.partition import build_share
 from training.engine.seeds import make_deterministic
 from training.errors import EXIT_OK
 from training.held_out import HeldOutDocuments, draw_held_out
@@ -35,8 +36,7 @@ from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
 from training.model.arithmetic import flops_per_token, peak_flops
 from training.model.inputs import Batch
-from training.model.load import build_model
-from training.model.self_test import CUTS, check_isolation
+from training.model.self_test import CUTS, measure_isolation, refuse_leak
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.outcome import Outcome, write_outcome
 from training.progress import Progress
@@ -76,11 +76,14 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
     check_audit(corpus.manifest, rows.by_source, config.batch.sequence_length, config.audit)
     incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
     stop = StopFlag(place.device)
-    model = _build_model(config, place)
+    model, why_whole = build_share(config, place)
     metrics = _open_metrics(layout, config, place, incarnation, _flops_per_token(config, model, corpus))
     try:
-        _check_isolation(model, corpus, metrics)
+        if why_whole is not None:
+            text = f"every rank has read the whole model before its share of it was cut: {why_whole}"
+            metrics.event("note", text=text)
         engine = DeepSpeedEngine(model, config, place, sources=len(corpus.manifest.sources))
+        _check_isolation(engine, corpus, metrics)
         store = CheckpointStore(engine, _lineage(layout, config, ranks, incarnation, corpus), metrics)
         scene = Scene(config=config, place=place, corpus=corpus, engine=engine, metrics=metrics)
         reason, progress = _train(layout, scene, store, stop)
@@ -178,23 +181,13 @@ def _open_held_out(config: RunConfig, place: Place, sources: Sequence[str]) -> H
     return HeldOutDocuments(documents, sources, place.ranks, tokens_per_batch=tokens)
 
 
-def _build_model(config: RunConfig, place: Place) -> PreTrainedModel | PeftModel:
-    return build_model(
-        config.model,
-        config.adapter,
-        precision=config.precision,
-        device=place.device,
-        seed=config.seed,
-        activation_checkpointing=config.strategy.activation_checkpointing,
-    )
-
-
-def _check_isolation(model: PreTrainedModel | PeftModel, corpus: Corpus, metrics: MetricsSink) -> None:
+def _check_isolation(engine: DeepSpeedEngine, corpus: Corpus, metrics: MetricsSink) -> None:
     """Refuse to train where packed documents see each other; tell how far they are from it."""
     started = time.perf_counter()
     # The first ones: of a remote corpus no more than a shard or two is fetched for them.
     documents = [corpus.document(place).input_ids for place in range(min(len(CUTS), len(corpus)))]
-    isolation = check_isolation(model, documents)
+    isolation = measure_isolation(engine.model, documents, engine)
+    refuse_leak(gather_over_ranks(isolation))
     metrics.event("self_test", **asdict(isolation), seconds=round(time.perf_counter() - started, 3))
 
 
