@@ -32,7 +32,7 @@ demo: install  ## Turn a general model into a medical one: prepare, train, evalu
 	@$(BIN)/python -m launcher.demo $(DEMO)
 
 debian-packages:  ## Install the Debian packages that the checks need (asks for root where it must)
-	@missing=(); for tool in shellcheck; do command -v $$tool >/dev/null || missing+=($$tool); done; \
+	@missing=(); for tool in shellcheck strace; do command -v $$tool >/dev/null || missing+=($$tool); done; \
 	if (($${#missing[@]})); then \
 	  sudo=; if ((EUID)); then sudo=sudo; fi; \
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends "$${missing[@]}"; \
