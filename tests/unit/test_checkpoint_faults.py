@@ -74,6 +74,7 @@ def test_the_training_goes_on_while_a_checkpoint_is_written_and_its_state_is_tha
     store = open_fake_store(tmp_path, engine, events=events)
     with disk_events(RunLayout(tmp_path).checkpoints, disk):
         store.save(at(1))
+        store.wait_until_copied()
         engine.value += 1  # the next step
         engine.moment -= 1
         store.settle()

@@ -34,6 +34,8 @@ class Lineage:
     layout: RunLayout
     ranks: Ranks
     zero_stage: int
+    """The one that was really carried out."""
+
     incarnation: int
     corpus: str
     """The corpus's fingerprint: a position means nothing in another corpus."""

@@ -16,7 +16,7 @@ from training.checkpoint.commit import Lineage
 from training.checkpoint.fence import claim_incarnation
 from training.checkpoint.retention import Retention
 from training.checkpoint.store import CheckpointStore
-from training.collectives import from_lead, gather_over_ranks, leave
+from training.collectives import from_lead, gather_over_ranks, leave, take_blocked_seconds
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.order.plan import open_plan
@@ -28,7 +28,7 @@ from training.engine.seeds import make_deterministic
 from training.errors import EXIT_OK
 from training.held_out import HeldOutDocuments, draw_held_out
 from training.layout import RunLayout
-from training.loop import Parts, StopReason, train
+from training.loop import StopReason, train
 from training.metrics.goodput import find_goodput, read_first_start
 from training.metrics.journal import read_journal
 from training.metrics.record import MetricsSink
@@ -39,9 +39,11 @@ from training.model.load import build_model
 from training.model.self_test import CUTS, check_isolation
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.outcome import Outcome, write_outcome
+from training.parts import Parts
 from training.progress import Progress
 from training.ranks import Ranks
 from training.rules.check import check_rules
+from training.rules.strategies import effective_stage
 from training.schedule import learning_rate_at
 from training.stop import StopFlag
 from training.worker.attended import mean_attended_tokens
@@ -139,7 +141,7 @@ def _gather_parts(scene: Scene, store: CheckpointStore, stop: StopFlag, batches:
         )
         return name_worst_documents(micro_batches, names, partial(engine.measure_nats, by_document=True))
 
-    def measure_held_out() -> HeldOutLoss:
+    def measure_held_out(step: int) -> HeldOutLoss:
         if held_out is None:
             raise RuntimeError("no documents were held ready: loop.evaluate_every_steps is null")
         return held_out.measure(engine.measure_nats, place.device)
@@ -163,6 +165,7 @@ def _gather_parts(scene: Scene, store: CheckpointStore, stop: StopFlag, batches:
         blame=blame,
         tell_memory=tell_memory,
         measure_held_out=measure_held_out,
+        take_blocked_seconds=take_blocked_seconds,
     )
 
 
@@ -202,7 +205,7 @@ def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: in
     return Lineage(
         layout=layout,
         ranks=ranks,
-        zero_stage=config.strategy.zero_stage,
+        zero_stage=effective_stage(config.strategy.zero_stage, config.precision),
         incarnation=incarnation,
         corpus=corpus.manifest.fingerprint,
         keep=Retention(newest=config.loop.keep_checkpoints, every_steps=config.loop.keep_every_steps),
