@@ -35,6 +35,11 @@ class RunLayout:
         return self.root / "events.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """Answers to some held-out questions, given while training: one JSON object per answer."""
+        return self.root / "samples.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Folders named by step; each is complete or absent."""
         return self.root / "checkpoints"
