@@ -139,7 +139,7 @@ def _evaluate(
     every = config.evaluate_every_steps
     if every is None or (progress.step % every and progress.step != config.max_steps):
         return progress, None
-    found = parts.measure_held_out(progress.step)
+    found = parts.measure_held_out(progress)
     return replace(progress, memory=remember_held_out(progress.memory, found.loss, config)), found
 
 

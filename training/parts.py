@@ -94,8 +94,8 @@ class Parts(Generic[Batch]):
     tell_memory: Callable[[], None]
     """Says what the tensors of each rank hold, once an update has made them all. Collective."""
 
-    measure_held_out: Callable[[int], HeldOutLoss]
-    """Measures the loss of held-out documents after a step. Collective."""
+    measure_held_out: Callable[[Progress], HeldOutLoss]
+    """Measures the loss of held-out documents, and has some of them answered. Collective."""
 
     take_blocked_seconds: Callable[[], float]
     """Gives the seconds spent in our own collectives since it was asked last."""

@@ -21,6 +21,8 @@ COMMAND = (
     "loop.checkpoint_every_steps=4",
     "loop.evaluate_every_steps=3",
     "loop.held_out_documents=3",
+    "loop.sample_documents=1",
+    "loop.sample_tokens=4",
     "evaluation.held_out_documents=2",
     "loop.spike=roll_back",
     "loop.spike_measure=grad_norm",
@@ -78,6 +80,9 @@ def test_dying_at_every_step_changes_no_number(prepared: Path, tmp_path: Path) -
     assert {json.dumps(line) for line in found} <= {json.dumps(line) for line in wanted}
     assert state_of(run) == state_of(whole), "weights and moments, to the last bit"
     assert len(found) > STEPS, "the case must do steps again"
+    assert {json.dumps(line) for line in read_lines(run / "samples.jsonl")} == {
+        json.dumps(line) for line in read_lines(whole / "samples.jsonl")
+    }
     assert any("held_out_loss" in line for line in wanted)
     assert "rolled_back" in kinds(whole), "the case must roll back"
 

@@ -29,6 +29,8 @@ CONFIG = LoopConfig(
     spike_deviations=10,
     evaluate_every_steps=None,
     held_out_documents=1,
+    sample_documents=0,
+    sample_tokens=1,
     patience=None,
     min_change=0.0,
 )
@@ -104,7 +106,7 @@ class Fake:
         self.loaded.append(regular[-1] if regular else START)
         return self.loaded[-1]
 
-    def measure(self, step: int) -> HeldOutLoss:
+    def measure(self, progress: Progress) -> HeldOutLoss:
         loss = self.held_out.pop(0)
         return HeldOutLoss(loss=loss, by_source={"law": loss}, seconds=0.0)
 
