@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,17 @@ from training.metrics.journal import read_lines
 
 MARK = "METIER_TEST_LIFE"
 """An environment variable that every process inherits, whatever group or session it moves to."""
+
+
+def marked(is_mark: Callable[[bytes], bool]) -> list[int]:
+    """Find the living processes that carry such a word among their environment variables."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if any(map(is_mark, (entry / "environ").read_bytes().split(b"\0"))):
+                    found.append(int(entry.name))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +41,7 @@ class Life:
     def pids(self) -> list[int]:
         """Find the processes of this start that still live, by the mark that they carry."""
         wanted = f"{MARK}={self.mark}".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                        found.append(int(entry.name))
-        return found
+        return marked(lambda word: word == wanted)
 
     def ranks(self) -> list[int]:
         """Find the training processes, the lead rank first."""
