@@ -47,7 +47,7 @@ class Told:
     """What is loaded after one more save."""
 
     left: list[str]
-    """What lies in the checkpoints' folder then, and is none."""
+    """What lies in the folders of the checkpoints and the starts then, and is none."""
 
 
 def open_run(run: Path, step: int, ranks: Ranks = ALONE) -> Callable[[], int]:
@@ -80,6 +80,7 @@ def tell(root: Path, blow: str, ends: list[int]) -> Told:
     open_run(root, 4)()
     names = sorted(path.name for path in RunLayout(root).checkpoints.iterdir())
     left = [name for name in names if not name.startswith("step_")]
+    left += [path.name for path in RunLayout(root).incarnations.iterdir() if path.suffix != ".json"]
     return Told(blow=blow, ends=ends, loaded=loaded, then=load(root), left=left)
 
 
