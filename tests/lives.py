@@ -37,6 +37,8 @@ class Life:
     run: Path
     process: subprocess.Popen[str]
     mark: str
+    earlier: int
+    """So many starts of the run came before this one."""
 
     def pids(self) -> list[int]:
         """Find the processes of this start that still live, by the mark that they carry."""
@@ -78,19 +80,20 @@ class Life:
             self.process.poll()
             time.sleep(0.05)
 
-    def incarnation(self) -> int:
-        """Give the number of the run's latest start."""
-        return len(list((self.run / "incarnations").glob("[0-9]*.json")))
-
     def step(self) -> int:
-        """Give the last step that the run's latest start has done; 0 before its first."""
-        number = self.incarnation()
+        """Give the last step that this start has done; 0 before its first."""
         lines = read_lines(self.run / "metrics.jsonl")
-        return max((line["step"] for line in lines if line["incarnation"] == number), default=0)
+        return max((line["step"] for line in lines if line["incarnation"] > self.earlier), default=0)
+
+
+def count_starts(run: Path) -> int:
+    """Give the number of the run's latest start."""
+    return len(list((run / "incarnations").glob("[0-9]*.json")))
 
 
 def begin(folder: Path, run: Path, words: tuple[str, ...], mark: str) -> Life:
     """Type ``metier WORDS`` in a folder; what it prints goes to the folder's screen.txt."""
+    earlier = count_starts(run)
     with (folder / "screen.txt").open("a") as screen:
         process = subprocess.Popen(
             [sys.executable, "-m", "launcher", *words],
@@ -101,7 +104,7 @@ def begin(folder: Path, run: Path, words: tuple[str, ...], mark: str) -> Life:
             text=True,
             start_new_session=True,
         )
-    return Life(folder, run, process, mark)
+    return Life(folder, run, process, mark, earlier)
 
 
 def event_times(run: Path, *kinds: str) -> list[float]:
