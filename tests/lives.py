@@ -91,14 +91,20 @@ def count_starts(run: Path) -> int:
     return len(list((run / "incarnations").glob("[0-9]*.json")))
 
 
+def temporary_folder(folder: Path) -> Path:
+    """Name the folder for what the processes hold only while they live."""
+    return folder / "tmp"
+
+
 def begin(folder: Path, run: Path, words: tuple[str, ...], mark: str) -> Life:
     """Type ``metier WORDS`` in a folder; what it prints goes to the folder's screen.txt."""
     earlier = count_starts(run)
+    temporary_folder(folder).mkdir(exist_ok=True)
     with (folder / "screen.txt").open("a") as screen:
         process = subprocess.Popen(
             [sys.executable, "-m", "launcher", *words],
             cwd=folder,
-            env={**environment(), MARK: mark},
+            env={**environment(), MARK: mark, "TMPDIR": str(temporary_folder(folder))},
             stdout=screen,
             stderr=screen,
             text=True,

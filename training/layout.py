@@ -25,6 +25,11 @@ class RunLayout:
         return self.logs / f"rank_{rank}.log"
 
     @property
+    def torchrun(self) -> Path:
+        """What torchrun keeps of each start; on one node it goes with the start's end."""
+        return self.logs / "torchrun"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per step."""
         return self.root / "metrics.jsonl"

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from tests.benchmarks.soak_faults import COMMAND, FAULTS, RUN, Blow, Soak, stop
 from tests.end_to_end.runs import link_prepared, succeed
-from tests.lives import MARK, marked
+from tests.lives import MARK, marked, temporary_folder
 from training.metrics.journal import read_journal, read_lines
 
 TIMES = {"time", "incarnation", "tokens_per_second", "tokens_per_second_per_gpu", "memory_peak_bytes"}
@@ -121,13 +121,25 @@ def names_in(folder: Path) -> set[str]:
 
 
 def find_leftovers(soak: Soak, shared: set[str]) -> list[str]:
-    """Name processes, shared memory and half-written files that are left."""
+    """Name processes, shared memory and half-written or temporary files that are left."""
     prefix = f"{MARK}={soak.folder}.".encode()
     left = [f"process {pid}" for pid in marked(lambda word: word.startswith(prefix))]
-    left += [str(SHARED / name) for name in sorted(names_in(SHARED) - shared)]
-    for pattern in (".staging_*", ".trash_*", "*.partial", ".claim.*", "filler"):
+    left += sorted(names_in(SHARED) - shared - held_by_others())
+    left += sorted(names_in(temporary_folder(soak.folder)))
+    for pattern in (".staging_*", ".trash_*", "*.partial", ".claim.*", "torchrun", "filler"):
         left += [str(path.relative_to(soak.folder)) for path in soak.folder.rglob(pattern)]
     return left
+
+
+def held_by_others() -> set[str]:
+    """Name the shared memory that living processes have mapped: none of them is ours."""
+    found = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            found |= {
+                Path(line.split()[-1]).name for line in maps.read_text().splitlines() if "/shm/" in line
+            }
+    return found
 
 
 @contextlib.contextmanager
