@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.checkpoint_case import Events, at
+from tests.checkpoint_case import Events, LateBuffer, at
 from tests.fake_run import FakeEngine, open_fake_store
 from tests.faults import disk_events
 from training.checkpoint.fence import FencedError
@@ -82,6 +82,26 @@ def test_the_training_goes_on_while_a_checkpoint_is_written_and_its_state_is_tha
         disk.opened.set()
         store.save(at(2), final=True)
     assert [(kind, facts["step"]) for kind, facts in events.told] == [("saved", 1), ("saved", 2)]
+    shutil.rmtree(RunLayout(tmp_path).checkpoint(2))
+    assert load(tmp_path) == (1, 1.0)
+
+
+def test_the_state_may_change_once_it_is_copied_and_the_wait_for_it_is_told(tmp_path: Path) -> None:
+    engine, events, buffer = FakeEngine(1.0), Events(), LateBuffer()
+    store = open_fake_store(tmp_path, engine, events=events)
+    store._buffer = buffer
+    store.save(at(1))
+    threading.Timer(0.1, buffer.gate.set).start()
+    store.wait_until_copied()
+    engine.value += 1  # the next update
+    engine.moment -= 1
+    store.wait_until_copied()
+    store.save(at(2), final=True)
+    waited, final = (facts["stall_seconds"] for _, facts in events.told)
+    assert isinstance(waited, float)
+    assert isinstance(final, float)
+    assert waited >= 0.09
+    assert final > 0, "a final save stalls for as long as it takes"
     shutil.rmtree(RunLayout(tmp_path).checkpoint(2))
     assert load(tmp_path) == (1, 1.0)
 

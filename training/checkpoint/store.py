@@ -218,7 +218,7 @@ class CheckpointStore:
         if flight.problem is None:
             facts = {
                 "seconds": round(flight.seconds, 3),
-                "stall_seconds": round(flight.stall_seconds, 3),
+                "stall_seconds": round(flight.stall_seconds, 6),
                 "bytes": flight.size,
             }
             self._reporter.event("saved", step=step, **facts)
