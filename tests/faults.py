@@ -1,12 +1,10 @@
-"""Makes the n-th thing that a process does to the files of a folder fail, or kills the process there.
+"""Makes the n-th thing that a process does to the files of a folder fail.
 
 Counted are opens, writes, syncs, renames, removals and new folders. Python announces most of them to audit
 hooks (PEP 578), which may raise; writes and syncs are counted where we call them.
 """
 
-import errno
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,24 +62,3 @@ def fail_at(number: int, code: int, *, for_good: bool = False) -> Callable[[int]
             raise OSError(code, os.strerror(code))
 
     return act
-
-
-def kill_at(number: int) -> Callable[[int], None]:
-    """Kill this process at the event of this number."""
-
-    def act(moment: int) -> None:
-        if moment == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return act
-
-
-def count_events(folder: Path, work: Callable[[], None]) -> int:
-    """Do some work and count its events."""
-    numbers = [0]
-    with disk_events(folder, numbers.append):
-        work()
-    return numbers[-1]
-
-
-ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EDQUOT": errno.EDQUOT}

@@ -1,5 +1,8 @@
 """The few collective calls that are not DeepSpeed's. Every rank must call each of them."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -9,6 +12,48 @@ import torch.distributed as dist
 from training.ranks import Ranks
 
 Value = TypeVar("Value")
+
+
+class _Meter:
+    """Sums up the seconds of the training thread's collectives."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextlib.contextmanager
+    def count(self, device: torch.device | None = None) -> Iterator[None]:
+        """Count what is done within; on a GPU its own time, not that of the work queued before it."""
+        if device is not None and device.type == "cuda":
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            first.record()
+            yield
+            last.record()
+            self._events.append((first, last))
+        else:
+            started = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - started
+
+    def take(self) -> float:
+        """Give the sum and begin anew."""
+        for first, last in self._events:
+            last.synchronize()
+            self._seconds += first.elapsed_time(last) / 1000
+        seconds, self._seconds = self._seconds, 0.0
+        self._events.clear()
+        return seconds
+
+
+_meter = _Meter()
+
+
+def take_blocked_seconds() -> float:
+    """Give the seconds spent in the functions below since they were asked for last.
+
+    Waiting for the slowest rank is part of it; what DeepSpeed says to other ranks is not.
+    """
+    return _meter.take()
 
 
 def join(ranks: Ranks, *, device: torch.device, timeout_seconds: int) -> None:
@@ -31,7 +76,8 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     """Add each value over all ranks, in fp64."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     if dist.is_initialized():
-        dist.all_reduce(tensor)
+        with _meter.count(device):
+            dist.all_reduce(tensor)
     return [float(value) for value in tensor.tolist()]
 
 
@@ -44,7 +90,8 @@ def from_lead(value: Value) -> Value:
     """Give every rank the lead rank's value (any picklable object)."""
     box = [value]
     if dist.is_initialized():
-        dist.broadcast_object_list(box, src=0)
+        with _meter.count():
+            dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -53,7 +100,8 @@ def gather_over_ranks(value: Value) -> list[Value]:
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    with _meter.count():
+        dist.all_gather_object(values, value)
     return values
 
 

@@ -25,6 +25,11 @@ class RunLayout:
         return self.logs / f"rank_{rank}.log"
 
     @property
+    def torchrun(self) -> Path:
+        """What torchrun keeps of each start; on one node it goes with the start's end."""
+        return self.logs / "torchrun"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per step."""
         return self.root / "metrics.jsonl"
@@ -33,6 +38,11 @@ class RunLayout:
     def events(self) -> Path:
         """Started, resumed, saved, preempted, failed, finished: with time and reason."""
         return self.root / "events.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Answers to some held-out questions, given while training: one JSON object per answer."""
+        return self.root / "samples.jsonl"
 
     @property
     def checkpoints(self) -> Path:

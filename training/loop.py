@@ -1,22 +1,19 @@
 """The training loop. It knows no model, no GPU and no file: only the order of things."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 from training.config.schema import LoopConfig
 from training.early_stop import HeldOutLoss, is_stale, remember_held_out
-from training.engine.step import Accept, SourceLoss, StepResult
+from training.engine.step import SourceLoss, StepResult
 from training.errors import NumericError
 from training.guard import Verdict, judge, remember, roll_back_memory
 from training.metrics.record import StepRecord
+from training.parts import Batch, Parts
 from training.progress import Progress
-
-Batch = TypeVar("Batch")
-Batch_contra = TypeVar("Batch_contra", contravariant=True)
-Batch_co = TypeVar("Batch_co", covariant=True)
 
 
 class StopReason(Enum):
@@ -24,87 +21,6 @@ class StopReason(Enum):
 
     FINISHED = "finished"
     STOPPED = "stopped"
-
-
-class Engine(Protocol[Batch_contra]):
-    """Runs forward, backward and the optimizer."""
-
-    def train_step(
-        self,
-        micro_batches: Sequence[Batch_contra],
-        *,
-        learning_rate: float,
-        samples_seen: int,
-        accept: Accept,
-    ) -> StepResult:
-        """Do one optimizer step on this rank's micro-batches, unless ``accept`` refuses what came out."""
-
-
-class BatchStream(Protocol[Batch_co]):
-    """Gives this rank's micro-batches of one step after the other."""
-
-    data_wait_seconds: float
-    """How long the last ``next`` had to wait."""
-
-    def __iter__(self) -> Iterator[Sequence[Batch_co]]:
-        """Start at the run's position."""
-
-
-class Checkpoints(Protocol):
-    """Keeps the run's progress on disk."""
-
-    def save(self, progress: Progress, *, final: bool, score: float | None) -> None:
-        """Begin to write engine and progress; a final save returns once a crash could not lose them.
-
-        ``score`` is the held-out loss at this very step, where it was measured: lower is better.
-        """
-
-    def settle(self) -> None:
-        """Tell what became of the save on its way, if that is known by now. Collective."""
-
-    def resume(self, *, every: int = 1) -> Progress:
-        """Load the newest checkpoint of a step that ``every`` divides; step 0 where there is none."""
-
-
-class Metrics(Protocol):
-    """Where numbers and events go."""
-
-    def log(self, record: StepRecord) -> None:
-        """Record one step."""
-
-    def event(self, kind: str, **facts: object) -> None:
-        """Record something that happened."""
-
-
-class StopFlag(Protocol):
-    """The wish that we end soon."""
-
-    def is_set(self) -> bool:
-        """Give the same answer on every rank."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts(Generic[Batch]):
-    """What the loop drives; the worker builds it, tests fake it."""
-
-    batches: BatchStream[Batch]
-    engine: Engine[Batch]
-    checkpoints: Checkpoints
-    metrics: Metrics
-    stop: StopFlag
-    sources: Sequence[str]
-    """Names of the corpus' sources, in the order of their numbers."""
-
-    learning_rate_at: Callable[[int], float]
-    memory_peak_bytes: Callable[[], int]
-    blame: Callable[[Sequence[Batch], int], list[str]]
-    """Names the documents of this step's batches, at a position, that look worst. Collective."""
-
-    tell_memory: Callable[[], None]
-    """Says what the tensors of each rank hold, once an update has made them all. Collective."""
-
-    measure_held_out: Callable[[], HeldOutLoss]
-    """Measures the loss of held-out documents. Collective."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +35,8 @@ class _Taken(Generic[Batch]):
     result: StepResult
     verdict: Verdict
     seconds: float
+    stall_seconds: float
+    """For which the update waited until a save had its copy; not part of ``seconds``."""
 
 
 @dataclass(slots=True)
@@ -181,14 +99,21 @@ def _take_step(
     parts: Parts[Batch], batches: Iterator[Sequence[Batch]], progress: Progress, config: LoopConfig
 ) -> tuple[_Taken[Batch], Progress]:
     """Do the next step, and judge it before it is applied."""
-    started = time.perf_counter()
+    started, stalled = time.perf_counter(), 0.0
+
+    def accept(result: StepResult) -> bool:
+        nonlocal stalled
+        if judge(result, progress.memory, config).action != "apply":
+            return False
+        before = time.perf_counter()
+        parts.checkpoints.wait_until_copied()
+        stalled = time.perf_counter() - before
+        return True
+
     micro_batches = next(batches)
     rate = parts.learning_rate_at(progress.step)
     result = parts.engine.train_step(
-        micro_batches,
-        learning_rate=rate,
-        samples_seen=progress.samples_seen,
-        accept=lambda result: judge(result, progress.memory, config).action == "apply",
+        micro_batches, learning_rate=rate, samples_seen=progress.samples_seen, accept=accept
     )
     taken = _Taken(
         micro_batches=micro_batches,
@@ -196,7 +121,8 @@ def _take_step(
         learning_rate=rate,
         result=result,
         verdict=judge(result, progress.memory, config),
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started - stalled,
+        stall_seconds=stalled,
     )
     step = progress.step + 1
     return taken, Progress(
@@ -213,7 +139,7 @@ def _evaluate(
     every = config.evaluate_every_steps
     if every is None or (progress.step % every and progress.step != config.max_steps):
         return progress, None
-    found = parts.measure_held_out()
+    found = parts.measure_held_out(progress)
     return replace(progress, memory=remember_held_out(progress.memory, found.loss, config)), found
 
 
@@ -244,7 +170,8 @@ def _record(
         backward_seconds=result.seconds.backward,
         optimizer_seconds=result.seconds.optimizer,
         evaluation_seconds=held_out.seconds if held_out else 0.0,
-        checkpoint_stall_seconds=beside.checkpoint,
+        checkpoint_stall_seconds=beside.checkpoint + taken.stall_seconds,
+        collectives_seconds=parts.take_blocked_seconds(),
         logging_seconds=beside.logging,
         memory_peak_bytes=parts.memory_peak_bytes(),
     )

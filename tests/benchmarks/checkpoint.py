@@ -1,11 +1,13 @@
 """How long a save holds the training up, what it costs the steps after it, and the memory of save and load.
 
-    python -m tests.benchmarks.checkpoint [--megabytes 600] [--rounds 3] [--folder FOLDER]
+    python -m tests.benchmarks.checkpoint [--megabytes 600] [--rounds 5] [--step-seconds 0.3] [--folder DIR]
 
-One process with fp32 weights and two moments. Stall: from calling ``save`` to its return, against torch.save
-of the same tensors into the same folder; both also in CPU seconds, which other processes disturb less.
-Slow-down: how much longer the steps take, summed up, while a save is on its way. Memory: the process's
-anonymous pages above what it had before; mapped files are not counted.
+One process with fp32 weights and two moments. Stall: the call of ``save``, and what is left to wait for
+before the next step's update, against torch.save of the same tensors into the same folder. A step computes
+for --step-seconds before its update; a model with 600 MB of state takes several times that on one CPU core.
+The copy's own seconds are told as well: what would be waited for if nothing ran beside it. Slow-down: how
+much longer the steps take, summed up, while a save is on its way, in wall seconds, and in CPU seconds of the
+process. Memory: the process's anonymous pages above what it had before; mapped files are not counted.
 """
 
 import argparse
@@ -22,27 +24,32 @@ from rich.table import Table
 
 from tests.checkpoint_case import at
 from tests.fake_run import open_fake_store
+from training.checkpoint.share import plan_share
+from training.checkpoint.store import CheckpointStore
 from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
 
 PARAMETERS = 50
 KEYS = ("weight", "exp_avg", "exp_avg_sq")
-GOAL_STALL = 0.10
-GOAL_SLOWDOWN = 1.0
+GOALS = {"stall": 0.10, "slow-down": 1.0, "slow-down, CPU": 1.0}
 
 
 class BigEngine:
     """Some parameters with their moments, and a step that computes."""
 
-    def __init__(self, megabytes: int) -> None:
+    def __init__(self, megabytes: int, step_seconds: float) -> None:
         count = megabytes * 1_000_000 // (4 * len(KEYS) * PARAMETERS)
         self.state = {f"layer_{n}": {key: torch.randn(count) for key in KEYS} for n in range(PARAMETERS)}
         self._matrix = torch.randn(600, 600)
 
-    def step(self) -> float:
-        """Compute for a while; give the seconds."""
+        self._products = 1
+        once = statistics.median(self.compute() for _ in range(20))
+        self._products = max(1, round(step_seconds / once))
+
+    def compute(self) -> float:
+        """Go forward and backward, so to speak; give the seconds."""
         started = time.perf_counter()
-        for _ in range(10):
+        for _ in range(self._products):
             self._matrix @ self._matrix
         return time.perf_counter() - started
 
@@ -90,31 +97,40 @@ def peak_above(work: Callable[[], object]) -> int:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Do some work; give its wall seconds and this thread's CPU seconds."""
-    wall, cpu = time.perf_counter(), time.thread_time()
+    """Do some work; give its wall seconds and the process's CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - wall, time.thread_time() - cpu
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def measure_round(engine: BigEngine, root: Path, number: int, store: object) -> dict[str, float]:
-    """Take plain steps, then torch.save, then our save with steps beside it."""
-    plain = statistics.median(engine.step() for _ in range(30))
+def measure_round(engine: BigEngine, root: Path, number: int, store: CheckpointStore) -> dict[str, float]:
+    """Take plain steps, then torch.save, then a copy alone, then our save with steps beside it."""
+    plain, plain_cpu = (
+        statistics.median(each) for each in zip(*(timed(engine.compute) for _ in range(6)), strict=True)
+    )
     path = root / "plain.pt"
     torch_seconds, torch_cpu = timed(lambda: torch.save(engine.state, path))
     path.unlink()
-    stall, stall_cpu = timed(lambda: store.save(at(number)))  # type: ignore[attr-defined]
-    flight = store._flight  # type: ignore[attr-defined]
-    beside = []
+    share = plan_share(engine.fragments())
+    copy, _ = timed(lambda: store._buffer.copy(share, None))
+    stall, _ = timed(lambda: store.save(at(number)))
+    flight = store._flight
+    assert flight is not None
+    steps, slowed, slowed_cpu = 0, 0.0, 0.0
     while not flight.landed.is_set():
-        beside.append(engine.step())
-    store.settle()  # type: ignore[attr-defined]
+        wall, cpu = timed(engine.compute)
+        steps, slowed, slowed_cpu = steps + 1, slowed + wall - plain, slowed_cpu + cpu - plain_cpu
+        waited, _ = timed(store.wait_until_copied)
+        stall += waited
+    store.settle()
     return {
         "torch.save": torch_seconds,
         "torch.save, CPU": torch_cpu,
+        "the copy alone": copy,
         "stall": stall,
-        "stall, CPU": stall_cpu,
+        "slow-down": slowed,
+        "slow-down, CPU": slowed_cpu,
         "on the disk after": flight.seconds,
-        "slow-down": sum(beside) - plain * len(beside),
     }
 
 
@@ -122,12 +138,13 @@ def main() -> None:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--step-seconds", type=float, default=0.3)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        root, engine = Path(folder), BigEngine(options.megabytes)
+        root, engine = Path(folder), BigEngine(options.megabytes, options.step_seconds)
         store = open_fake_store(root, engine)  # type: ignore[arg-type]
         first = peak_above(lambda: measure_round(engine, root, 1, store))
         rounds = [measure_round(engine, root, 2 + n, store) for n in range(options.rounds)]
@@ -137,7 +154,7 @@ def main() -> None:
     told = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
     table = Table("measure", "seconds", "of torch.save", "goal")
     for key, seconds in told.items():
-        goal = {"stall": GOAL_STALL, "stall, CPU": GOAL_STALL, "slow-down": GOAL_SLOWDOWN}.get(key)
+        goal = GOALS.get(key)
         share = f"{seconds / told['torch.save, CPU' if key.endswith('CPU') else 'torch.save']:.3f}"
         table.add_row(key, f"{seconds:.3f}", share, "" if goal is None else f"<= {goal:.2f}")
     console = Console()

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,12 @@ def check_upkeep(folder: Path) -> None:
     assert table[2].endswith("complete")
 
     assert succeed(folder, "checkpoints", str(RUN), "verify").count("verified") == 2
+    older = run / "checkpoints" / "step_00000002"
+    shutil.copytree(run / "checkpoints" / "step_00000010", older)
+    manifest = json.loads((older / "manifest.json").read_text())
+    (older / "manifest.json").write_text(json.dumps({**manifest, "step": 2}))
+    assert succeed(folder, "checkpoints", "tiny_smoke", "prune") == "dropped: 2\n"
+    assert succeed(folder, "checkpoints", "tiny_smoke", "prune") == "dropped: none\n"
     told = succeed(folder, "checkpoints", "tiny_smoke", "convert", "step=12", "to=state")
     assert told.count("safetensors") == 3
     index = json.loads((run / "checkpoints" / "step_00000012" / "index.json").read_text())["parameters"]

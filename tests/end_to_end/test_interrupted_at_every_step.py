@@ -21,6 +21,8 @@ COMMAND = (
     "loop.checkpoint_every_steps=4",
     "loop.evaluate_every_steps=3",
     "loop.held_out_documents=3",
+    "loop.sample_documents=1",
+    "loop.sample_tokens=4",
     "evaluation.held_out_documents=2",
     "loop.spike=roll_back",
     "loop.spike_measure=grad_norm",
@@ -43,6 +45,12 @@ def numbers(path: Path) -> list[dict[str, Any]]:
 def last_of_each_step(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     by_step = {line["step"]: line for line in lines}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def state_of(run: Path) -> list[dict[str, Any]]:
+    """Name the files of the last checkpoint with their checksums; what is in the index is among them."""
+    manifest = json.loads((run / "checkpoints" / f"step_{STEPS:08d}" / "manifest.json").read_text())
+    return list(manifest["files"])
 
 
 def test_dying_at_every_step_changes_no_number(prepared: Path, tmp_path: Path) -> None:
@@ -70,7 +78,11 @@ def test_dying_at_every_step_changes_no_number(prepared: Path, tmp_path: Path) -
     assert last_of_each_step(found) == last_of_each_step(wanted)
     # Not only what counts in the end: every line that was ever written, also of steps that were done again.
     assert {json.dumps(line) for line in found} <= {json.dumps(line) for line in wanted}
+    assert state_of(run) == state_of(whole), "weights and moments, to the last bit"
     assert len(found) > STEPS, "the case must do steps again"
+    assert {json.dumps(line) for line in read_lines(run / "samples.jsonl")} == {
+        json.dumps(line) for line in read_lines(whole / "samples.jsonl")
+    }
     assert any("held_out_loss" in line for line in wanted)
     assert "rolled_back" in kinds(whole), "the case must roll back"
 

@@ -1,6 +1,7 @@
 """A checkpoint fits any number of ranks, any ZeRO stage and any offload: no element of it changes."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from tests.checkpoint_case import (
     SAMPLES_PER_STEP,
     Events,
+    LateBuffer,
     at,
     full_state,
     link_states,
@@ -20,6 +22,8 @@ from tests.checkpoint_case import (
 from tests.ranks.spawn import on_ranks
 from tests.ranks.test_engine import open_engine, open_place
 from tests.ranks.training_case import make_batch, make_config, make_samples, rate_at, source_of
+from training.fragments.index import ITEM_BYTES
+from training.fragments.reader import FragmentReader
 
 STEPS_PER_WORLD = 2
 # Imported once, by the process that the ranks of all worlds are forked from.
@@ -54,8 +58,15 @@ def configure(world_size: int, cell: tuple[int, str], precision: str) -> Any:
     )
 
 
-def train(engine: Any, config: Any, place: Any, steps: range) -> list[float]:
+def train(
+    engine: Any, config: Any, place: Any, steps: range, before_update: Callable[[], None] = lambda: None
+) -> list[float]:
     """Train this rank's share of some steps; give the losses."""
+
+    def accept(_: object) -> bool:
+        before_update()
+        return True
+
     samples, rate, plan = make_samples(3 * 10), rate_at(config), place.plan
     losses = []
     for step in steps:
@@ -65,9 +76,7 @@ def train(engine: Any, config: Any, place: Any, steps: range) -> list[float]:
             begin = first + plan.first_sample(place.ranks.rank, micro)
             mine = range(begin, begin + plan.micro_batch_size)
             passes.append(make_batch([samples[n] for n in mine], [source_of(n) for n in mine]))
-        result = engine.train_step(
-            passes, learning_rate=rate(step), samples_seen=first, accept=lambda _: True
-        )
+        result = engine.train_step(passes, learning_rate=rate(step), samples_seen=first, accept=accept)
         losses.append(result.loss)
     return losses
 
@@ -89,13 +98,15 @@ def walk(root: Path, line: tuple[str, bool, list[int]], world_size: int, first: 
             link_states(engine)
             differences += [f"{cell}: {each}" for each in same_state(checked["state"], full_state(engine))]
             differences += [] if steps_of(engine) == checked["steps"] else [f"{cell}: {steps_of(engine)}"]
-        if cell == CELLS[world_size][0]:
+        if cell != CELLS[world_size][0]:
+            differences += [f"{cell}: {each}" for each in copy_late(store, engine, config, place)]
+        else:
             steps = range(first, first + STEPS_PER_WORLD)
             losses = train(engine, config, place, steps)
             state, count = full_state(engine), steps_of(engine)
             store.save(at(steps.stop))
             # The training goes on while it is written: what is saved must be the state of that moment.
-            losses += train(engine, config, place, range(steps.stop, steps.stop + 1))
+            losses += train(engine, config, place, range(steps.stop, steps.stop + 1), store.wait_until_copied)
             store.save(at(steps.stop + 1), final=True)
             torch.distributed.barrier()
             if place.ranks.is_lead:
@@ -104,6 +115,39 @@ def walk(root: Path, line: tuple[str, bool, list[int]], world_size: int, first: 
                 shutil.rmtree(root / "checkpoints" / f"step_{steps.stop + 1:08d}")
         engine.close()
     return {"differences": differences, "losses": losses, "notes": notes}
+
+
+def copy_late(store: Any, engine: Any, config: Any, place: Any) -> list[str]:
+    """Copy what is saved as late as can be: behind a step's forward and backward. Name what has changed."""
+    from training.collectives import gather_over_ranks
+
+    wanted = {
+        (each.name, each.start, key): tensor.cpu().view(torch.uint8).numpy().tobytes()
+        for each in engine.fragments()
+        for key, tensor in each.tensors.items()
+    }
+    store._buffer = LateBuffer()
+    store.save(at(99))
+
+    def let_copy() -> None:
+        store._buffer.gate.set()
+        store.wait_until_copied()
+
+    train(engine, config, place, range(1), let_copy)
+    store._flight.landed.wait(60)
+    store.settle()
+    folder = store._lineage.layout.checkpoint(99)
+    with FragmentReader(folder) as reader:
+        changed = []
+        for (name, start, key), data in wanted.items():
+            stop = start + len(data) // ITEM_BYTES[reader.index.parameters[name].keys[key]]
+            if data != b"".join(bytes(part) for _, part in reader.read(name, key, start, stop)):
+                changed.append(f"{name}.{key}")
+    gather_over_ranks(None)
+    if place.ranks.is_lead:
+        shutil.rmtree(folder)
+    gather_over_ranks(None)
+    return changed
 
 
 def uninterrupted(line: tuple[str, bool, list[int]]) -> list[float]:

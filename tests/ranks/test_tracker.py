@@ -112,6 +112,41 @@ def test_a_resumed_run_keeps_its_id_and_sends_no_step_twice(tmp_path: Path) -> N
     assert read_offline_steps(layout) == [(run_id, step) for step in range(1, 31)]
 
 
+def test_a_step_that_is_taken_again_after_a_roll_back_is_a_row_of_its_own(tmp_path: Path) -> None:
+    layout = new_run(tmp_path, "offline")
+    frozen = json.loads(layout.config.read_text())
+    frozen["config"]["batch"] = {"global_batch_size": 8}
+    layout.config.write_text(json.dumps(frozen))
+    # Rolled back from step 6 to 4, past the data of steps 5 and 6; then killed, and resumed from step 6.
+    steps = [1, 2, 3, 4, 5, 6, 5, 6, 7]
+    starts = [list(enumerate(steps, start=1)), [(9, 7), (10, 8)]]
+    for incarnation, taken in enumerate(starts, start=1):
+        handle = start_tracker(layout)
+        journal = Journal(layout.metrics)
+        for batch, step in taken:
+            journal.append({"step": step, "samples_seen": 8 * batch, "incarnation": incarnation})
+        journal.close()
+        handle.close(60)
+    run_id = (layout.tracker / "wandb_id").read_text().strip()
+    assert read_offline_steps(layout) == [(run_id, step) for step in [*steps, 8]]
+
+
+def test_answers_given_while_training_are_sent_with_their_step(tmp_path: Path) -> None:
+    layout = new_run(tmp_path, "offline")
+    samples = Journal(layout.samples)
+    for step, answer in ((2, "E11"), (2, "E11"), (3, "other")):  # the second as a resumed run repeats it
+        texts = {"prompt": "code of diabetes?", "expected": "E11", "answer": answer}
+        samples.append({"step": step, "samples_seen": 8 * step, "id": "d1", **texts})
+    samples.close()
+    journal = Journal(layout.metrics)
+    for step in (1, 2):
+        journal.append({"step": step, "samples_seen": 8 * step, "incarnation": 1})
+    journal.close()
+    start_tracker(layout).close(60)
+    (table,) = (layout.tracker / "wandb").glob("offline-run-*/files/media/table/samples_*.table.json")
+    assert json.loads(table.read_text())["data"] == [["code of diabetes?", "E11", "E11"]]
+
+
 def test_the_loss_of_each_source_is_a_metric_of_its_own(tmp_path: Path) -> None:
     layout = new_run(tmp_path, "offline")
     handle = start_tracker(layout)

@@ -32,6 +32,7 @@ def test_one_node_needs_no_meeting_point(tiny_smoke: RunConfig) -> None:
         "torch.distributed.run",
         "--standalone",
         "--nproc-per-node=2",
+        "--log-dir=/runs/a/logs/torchrun",
         "-m",
         "training.worker",
         "/runs/a",
@@ -47,6 +48,7 @@ def test_several_nodes_meet_at_the_head(tiny_smoke: RunConfig) -> None:
         "--rdzv-endpoint=head:7",
         "--rdzv-id=tiny_smoke",
         "--nproc-per-node=8",
+        "--log-dir=/runs/a/logs/torchrun",
     ]
 
 

@@ -24,6 +24,8 @@ from training.evaluation.report import CorpusFacts, Report, SourceFacts, sum_up_
 from training.evaluation.scores import compare
 from training.evaluation.table import print_report
 from training.evaluation.words import tell_general
+from training.metrics.accounts import find_accounts
+from training.metrics.goodput import Goodput
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 CONFIG = EvaluationConfig(
@@ -96,6 +98,7 @@ def make_report(*, with_answers: bool = True) -> Report:
         bootstrap_samples=200,
         scores=scores,
         training=sum_up_training(lines, 20, 10),
+        accounts=find_accounts(lines, lines, [], Goodput(useful_seconds=12.0, wall_seconds=40.0)),
         corpus=CorpusFacts(
             fingerprint="f" * 64,
             sources=[SourceFacts(name="source", licence=HOSTILE, provenance="version 1", documents=400)],
@@ -135,6 +138,12 @@ def test_only_steps_up_to_the_checkpoint_are_told() -> None:
     training = make_report().training
     assert [point.step for point in training.curve] == list(range(1, 11))
     assert (training.tokens, training.seconds, training.tokens_per_second) == (1000, 20.0, 50.0)
+
+
+def test_the_page_says_where_the_time_went() -> None:
+    page = build_page(make_report())
+    assert "Goodput 30.0%: so much of the 40s" in page
+    assert re.search(r"Rest of the steps</td><td[^>]*>12\.0</td><td[^>]*>30\.0%", page)
 
 
 @pytest.mark.parametrize("with_answers", [True, False])

@@ -1,5 +1,6 @@
 """The loop, with fakes for all it drives."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -9,8 +10,9 @@ from training.config.schema import LoopConfig
 from training.early_stop import HeldOutLoss
 from training.engine.step import Accept, SourceLoss, StepResult
 from training.errors import NumericError, StorageError
-from training.loop import Parts, StopReason, train
+from training.loop import StopReason, train
 from training.metrics.record import StepRecord
+from training.parts import Parts
 from training.progress import Progress
 
 START = Progress(step=0, samples_seen=0)
@@ -27,6 +29,8 @@ CONFIG = LoopConfig(
     spike_deviations=10,
     evaluate_every_steps=None,
     held_out_documents=1,
+    sample_documents=0,
+    sample_tokens=1,
     patience=None,
     min_change=0.0,
 )
@@ -52,6 +56,8 @@ class Fake:
     saved: list[Progress] = field(default_factory=list)
     final: list[bool] = field(default_factory=list)
     settled: int = 0
+    waited: list[int] = field(default_factory=list)
+    slow_copy: float = 0.0
     logged: list[StepRecord] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)
@@ -88,6 +94,10 @@ class Fake:
         self.final.append(final)
         self.scores.append(score)
 
+    def wait_until_copied(self) -> None:
+        self.waited.append(len(self.applied))
+        time.sleep(self.slow_copy)
+
     def settle(self) -> None:
         self.settled += 1
 
@@ -96,7 +106,7 @@ class Fake:
         self.loaded.append(regular[-1] if regular else START)
         return self.loaded[-1]
 
-    def measure(self) -> HeldOutLoss:
+    def measure(self, progress: Progress) -> HeldOutLoss:
         loss = self.held_out.pop(0)
         return HeldOutLoss(loss=loss, by_source={"law": loss}, seconds=0.0)
 
@@ -123,6 +133,7 @@ class Fake:
             blame=lambda batches, position: [f"document {batches[0]}", f"at {position}"],
             tell_memory=lambda: self.told_memory.append(len(self.trained)),
             measure_held_out=self.measure,
+            take_blocked_seconds=lambda: 0.25,
         )
 
 
@@ -294,3 +305,16 @@ def test_a_finished_run_trains_no_further() -> None:
         Progress(step=7, samples_seen=56),
     )
     assert fake.trained == []
+
+
+def test_every_update_waits_for_the_copy_of_a_save_and_the_wait_is_no_part_of_the_step() -> None:
+    fake = Fake(slow_copy=0.05, losses={2: NAN})
+
+    train(fake.parts(), CONFIG, START)
+
+    assert fake.waited == [0, 1, 2, 3, 4, 5], "before each update, and for none that is not applied"
+    for record in fake.logged:
+        waited = 0.0 if record.skipped else 0.05
+        assert record.checkpoint_stall_seconds >= waited
+        assert record.step_seconds < 0.05
+        assert record.collectives_seconds == 0.25

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from training.layout import RunLayout
+from training.metrics.accounts import read_accounts
 from training.metrics.goodput import find_goodput, read_first_start
 from training.metrics.journal import Journal, read_journal
 from training.metrics.progress import LiveScreen, PlainScreen, open_screen, say_event
@@ -153,3 +155,33 @@ def test_goodput_counts_a_step_once_and_a_skipped_one_not_at_all(tmp_path: Path)
     found = find_goodput(read_journal(journal.path), started=read_first_start(tmp_path), now=1010.0)
 
     assert (found.useful_seconds, found.wall_seconds, found.goodput) == (6.0, 10.0, 0.6)
+
+
+def test_the_accounts_of_a_run_add_up_to_its_wall_time_over_all_starts(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    journal = Journal(layout.metrics)
+    seconds = {"step_seconds": 3.0, "forward_seconds": 1.0, "backward_seconds": 1.5, "logging_seconds": 0.5}
+    for incarnation, step, extra in [(1, 1, {}), (1, 2, {}), (2, 2, {}), (2, 3, {"skipped": "no number"})]:
+        journal.append({"step": step, "incarnation": incarnation, "time": 1000 + step, **seconds, **extra})
+    journal.close()
+    events = Journal(layout.events)
+    for incarnation, kind, stall in [
+        (1, "started", {}),
+        (2, "resumed", {}),
+        (2, "saved", {"stall_seconds": 4}),
+    ]:
+        events.append({"event": kind, "incarnation": incarnation, "time": 1030.0, **stall})
+    events.close()
+    layout.incarnations.mkdir()
+    (layout.incarnations / "000001.json").write_text('{"time": 1000.0}')
+
+    accounts = read_accounts(layout)
+
+    assert accounts.starts == 2
+    assert sum(accounts.seconds.values()) == accounts.goodput.wall_seconds == 30.0
+    assert accounts.seconds["forward"] == 2.0
+    assert accounts.seconds["rest of the steps"] == 1.0
+    assert accounts.seconds["steps done again, or not applied"] == 6.0
+    assert accounts.seconds["checkpoints"] == 4.0
+    assert accounts.seconds["logging"] == 2.0
+    assert accounts.seconds["starts, pauses and the rest"] == 12.0

@@ -81,6 +81,11 @@ def tiny_smoke() -> RunConfig:
             "schedule.warmup_steps + schedule.decay_steps = 4 is more than loop.max_steps=3; shorten them",
         ),
         (
+            {"loop.sample_documents": 3},
+            "loop.sample_documents=3 are answered at each measurement of the held-out loss, and there are "
+            "none; set loop.evaluate_every_steps",
+        ),
+        (
             {"loop.patience": 3},
             "loop.patience=3 counts measurements of the held-out loss, and there are none; set "
             "loop.evaluate_every_steps",

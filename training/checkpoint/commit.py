@@ -6,6 +6,7 @@ manifest, looks at the fence, renames the folder (the commit) and makes the rena
 verdict. Whatever dies in between leaves a staging folder that the next save removes.
 """
 
+import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ class Lineage:
     layout: RunLayout
     ranks: Ranks
     zero_stage: int
+    """The one that was really carried out."""
+
     incarnation: int
     corpus: str
     """The corpus's fingerprint: a position means nothing in another corpus."""
@@ -75,7 +78,9 @@ def write_checkpoint(
             shutil.rmtree(staging, ignore_errors=True)
             verdict = error if isinstance(error, FencedError) else _explain(step, error)
         else:
-            prune(checkpoints, lineage.keep)
+            # The checkpoint is complete, and the others wait: what cannot be dropped now goes next time.
+            with contextlib.suppress(OSError):
+                prune(checkpoints, lineage.keep)
     return council.from_lead(verdict)
 
 

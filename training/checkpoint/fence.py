@@ -29,6 +29,18 @@ def claim_incarnation(folder: Path) -> int:
             return number
     finally:
         note.unlink(missing_ok=True)
+        _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the notes of this machine's processes that were killed while they claimed."""
+    for note in folder.glob(f".claim.{os.uname().nodename}.*"):
+        try:
+            os.kill(int(note.suffix[1:]), 0)
+        except ProcessLookupError:
+            note.unlink(missing_ok=True)
+        except (OSError, ValueError):
+            continue
 
 
 def newest_incarnation(folder: Path) -> int:

@@ -14,6 +14,7 @@ from training.fragments.fragment import NAMES, Fragment
 from training.fragments.index import Piece, lay_out
 
 _CHUNK_BYTES = 8 << 20
+_WRITE_BYTES = 1 << 20  # what the checksum has read is then still in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +29,58 @@ class Share:
 class HostBuffer:
     """Memory of this process for one rank's share, kept from one save to the next.
 
-    The training goes on as soon as the share is copied here. It is the only memory that a save costs: as
-    many bytes as the share has, pinned beside a GPU.
+    It is the only memory that a save costs: as many bytes as the share has, pinned beside a GPU.
     """
 
     def __init__(self) -> None:
         """Take no memory yet."""
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
-    def copy(self, share: Share) -> Share:
-        """Copy a share, so that what it was made of may change."""
-        on_gpu = any(tensor.is_cuda for _, tensor in share.tensors)
+    def copy(self, share: Share, ready: torch.cuda.Event | None) -> Share:
+        """Copy a share, so that what it was made of may change.
+
+        Args:
+            share: Views of tensors that nobody changes meanwhile.
+            ready: From ``mark_ready``: when the device has done what the share is to show.
+        """
+        device = _find_gpu(share)
         if len(self._bytes) != share.size:
             self._bytes = torch.empty(0, dtype=torch.uint8)
-            self._bytes = torch.zeros(share.size, dtype=torch.uint8, pin_memory=on_gpu)
-        for place, tensor in share.tensors:
-            self._bytes[place : place + tensor.nbytes].view(tensor.dtype).copy_(tensor, non_blocking=True)
-        if on_gpu:
-            torch.cuda.synchronize()
+            self._bytes = torch.zeros(share.size, dtype=torch.uint8, pin_memory=device is not None)
+        if device is None:
+            self._copy(share)
+        else:
+            # A stream of its own: the copies run beside the next forward pass, not behind it.
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            with torch.cuda.device(device), torch.cuda.stream(stream):
+                if ready is not None:
+                    stream.wait_event(ready)
+                self._copy(share)
+                stream.synchronize()
         return Share(share.pieces, ((0, self._bytes),), share.size)
+
+    def _copy(self, share: Share) -> None:
+        target = self._bytes.numpy()
+        for place, tensor in share.tensors:
+            if tensor.is_cuda:
+                self._bytes[place : place + tensor.nbytes].view(tensor.dtype).copy_(tensor, non_blocking=True)
+            else:
+                # By numpy, in this thread alone: torch would start as many threads as the training has.
+                target[place : place + tensor.nbytes] = tensor.view(torch.uint8).numpy()
+
+
+def mark_ready(share: Share) -> torch.cuda.Event | None:
+    """Mark in the queue of a share's GPU that its tensors are now what is to be copied; None on a CPU."""
+    device = _find_gpu(share)
+    if device is None:
+        return None
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _find_gpu(share: Share) -> torch.device | None:
+    return next((tensor.device for _, tensor in share.tensors if tensor.is_cuda), None)
 
 
 def plan_share(fragments: Iterable[Fragment]) -> Share:
@@ -104,8 +138,8 @@ def write_durably(path: Path, stretches: Iterable[memoryview]) -> FileRecord:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         for stretch in stretches:
-            for first in range(0, len(stretch), _CHUNK_BYTES):
-                chunk = stretch[first : first + _CHUNK_BYTES]
+            for first in range(0, len(stretch), _WRITE_BYTES):
+                chunk = stretch[first : first + _WRITE_BYTES]
                 digest.update(chunk)
                 size += len(chunk)
                 while chunk:

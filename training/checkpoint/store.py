@@ -1,4 +1,8 @@
-"""Saves and resumes a run. The training waits only until its state is copied to the host's memory."""
+"""Saves and resumes a run, beside the training.
+
+Weights and moments change in the optimizer's update alone. So a save's thread copies them to the host's
+memory while the next step goes forward and backward, and only that step's update waits for what is left.
+"""
 
 import contextlib
 import threading
@@ -8,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from training.checkpoint.commit import Lineage, Moment, write_checkpoint
 from training.checkpoint.load import check_corpus, list_damaged, read_step, set_aside
 from training.checkpoint.manifest import Manifest, list_checkpoints, read_manifest, verify_files
-from training.checkpoint.share import HostBuffer, Share, plan_share
+from training.checkpoint.share import HostBuffer, Share, mark_ready, plan_share
 from training.collectives import Council, from_lead, gather_over_ranks
-from training.errors import CheckpointError, MetierError, StorageError
+from training.errors import CheckpointError, MetierError, StorageError, first_line
 from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
 from training.progress import Memory, Progress
@@ -47,7 +53,13 @@ class _Flight:
     thread: threading.Thread | None = None
     started: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
+    stall_seconds: float = 0.0
+    """For which the training stood still."""
+
     problem: MetierError | None = None
+    copied: threading.Event = field(default_factory=threading.Event)
+    """The training's state may change."""
+
     landed: threading.Event = field(default_factory=threading.Event)
 
 
@@ -69,13 +81,11 @@ class CheckpointStore:
     def save(self, progress: Progress, *, final: bool = False, score: float | None = None) -> None:
         """Begin to write a checkpoint; ``settle`` tells what became of it. At most one is on its way.
 
-        Args:
-            progress: Step and position.
-            final: Return only once a crash or a power cut could not lose it.
-            score: Held-out loss at this step, where it was measured.
+        Before the state changes, ``wait_until_copied`` must return.
 
         Args:
             progress: How far the run is.
+            final: Return only once a crash or a power cut could not lose it.
             score: The held-out loss at this step, where it was measured.
 
         Raises:
@@ -83,15 +93,30 @@ class CheckpointStore:
             FencedError: A newer start has taken the run over.
         """
         self._land()
-        moment = Moment(progress=progress, score=score)
-        share = self._take(final=final)
-        flight = self._flight = _Flight(moment, 0 if isinstance(share, StorageError) else share.size)
+        started = time.perf_counter()
+        share = self._plan()
+        size = 0 if isinstance(share, StorageError) else share.size
+        flight = self._flight = _Flight(Moment(progress=progress, score=score), size)
         if final:
+            # Straight from the live tensors: the training waits for the writing anyway.
             self._write(flight, share)
-            self._land(must_succeed=True)
         else:
-            flight.thread = threading.Thread(target=self._write, args=(flight, share), daemon=True)
+            ready = None if isinstance(share, StorageError) else mark_ready(share)
+            flight.thread = threading.Thread(
+                target=self._copy_and_write, args=(flight, share, ready), daemon=True
+            )
             flight.thread.start()
+        flight.stall_seconds = time.perf_counter() - started
+        if final:
+            self._land(must_succeed=True)
+
+    def wait_until_copied(self) -> None:
+        """Return once weights and moments may change; not collective."""
+        flight = self._flight
+        if flight is not None and flight.thread is not None and not flight.copied.is_set():
+            started = time.perf_counter()
+            flight.copied.wait()
+            flight.stall_seconds += time.perf_counter() - started
 
     def settle(self) -> None:
         """Tell what became of the save on its way, once all ranks know it; at the same step on all.
@@ -150,14 +175,26 @@ class CheckpointStore:
             with contextlib.suppress(MetierError):
                 self._land()
 
-    def _take(self, *, final: bool) -> Share | StorageError:
-        """Lay out this rank's share; a copy of it unless the training waits for the writing anyway."""
+    def _plan(self) -> Share | StorageError:
+        """Lay out this rank's share."""
         try:
-            share = plan_share(self._engine.fragments())
-            return share if final else self._buffer.copy(share)
+            return plan_share(self._engine.fragments())
         except (RuntimeError, MemoryError) as error:
-            reason = str(error).splitlines()[0]
-            return StorageError(f"rank {self._lineage.ranks.rank} cannot copy its state: {reason}")
+            return self._explain(error)
+
+    def _copy_and_write(
+        self, flight: _Flight, share: Share | StorageError, ready: torch.cuda.Event | None
+    ) -> None:
+        if not isinstance(share, StorageError):
+            try:
+                share = self._buffer.copy(share, ready)
+            except (RuntimeError, MemoryError) as error:
+                share = self._explain(error)
+        flight.copied.set()
+        self._write(flight, share)
+
+    def _explain(self, error: Exception) -> StorageError:
+        return StorageError(f"rank {self._lineage.ranks.rank} cannot copy its state: {first_line(error)}")
 
     def _write(self, flight: _Flight, share: Share | StorageError) -> None:
         try:
@@ -179,7 +216,11 @@ class CheckpointStore:
             flight.thread.join()
         step = flight.moment.progress.step
         if flight.problem is None:
-            facts = {"seconds": round(flight.seconds, 3), "bytes": flight.size}
+            facts = {
+                "seconds": round(flight.seconds, 3),
+                "stall_seconds": round(flight.stall_seconds, 6),
+                "bytes": flight.size,
+            }
             self._reporter.event("saved", step=step, **facts)
             return
         self._reporter.event("save_failed", step=step, reason=str(flight.problem))

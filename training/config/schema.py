@@ -193,6 +193,11 @@ class LoopConfig(Section):
     held_out_documents: PositiveInt = Field(
         description="documents measured then: others than `metier evaluate` takes"
     )
+    sample_documents: NonNegativeInt = Field(
+        description="of these, how many are answered greedily at each measurement, into samples.jsonl and "
+        "W&B; a text without a question is continued from its middle"
+    )
+    sample_tokens: PositiveInt = Field(description="tokens that such an answer may have")
     patience: PositiveInt | None = Field(
         description="measurements in a row without a gain that end the run; null: it goes to max_steps"
     )

@@ -112,7 +112,10 @@ class DeepSpeedEngine:
             targets=sum(targets),
             by_source=tuple(map(SourceLoss, sums, targets)),
         )
-        if accept(result):
+        watch.lap("optimizer")
+        accepted = accept(result)
+        watch.lap(None)  # a save on its way may have kept it waiting
+        if accepted:
             self._engine.step()
             self._meter.after_update(self._engine)
         else:

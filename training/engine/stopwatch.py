@@ -13,10 +13,10 @@ class Stopwatch:
         """Start."""
         self._on_gpu = device.type == "cuda"
         self._start = self._now()
-        self._laps: list[tuple[str, float | torch.cuda.Event]] = []
+        self._laps: list[tuple[str | None, float | torch.cuda.Event]] = []
 
-    def lap(self, name: str) -> None:
-        """Count what passed since the last lap under ``name``."""
+    def lap(self, name: str | None) -> None:
+        """Count what passed since the last lap under ``name``, or nowhere."""
         self._laps.append((name, self._now()))
 
     def seconds(self) -> dict[str, float]:
@@ -24,7 +24,8 @@ class Stopwatch:
         sums: dict[str, float] = defaultdict(float)
         before = self._start
         for name, now in self._laps:
-            sums[name] += self._between(before, now)
+            if name is not None:
+                sums[name] += self._between(before, now)
             before = now
         return sums
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from training.evaluation.material import EvaluationDocument
+from training.model.generation import say, say_last_turn
 
-ROLES = frozenset({"system", "user", "assistant", "tool", "model"})
 WORD = re.compile(r"\w+")
 
 
@@ -44,25 +44,6 @@ def ask(document: EvaluationDocument, tokenizer: PreTrainedTokenizerBase) -> Que
         prompt=say_last_turn(tokenizer, ids[:first]),
         expected=say(tokenizer, answer),
     )
-
-
-def say(tokenizer: PreTrainedTokenizerBase, ids: npt.NDArray[np.int32]) -> str:
-    """Decode without special tokens and outer white space."""
-    text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-    return str(text).strip()
-
-
-def say_last_turn(tokenizer: PreTrainedTokenizerBase, ids: npt.NDArray[np.int32]) -> str:
-    """Decode what stands between the last special tokens, role names left out; all, where there are none."""
-    special = np.isin(ids, tokenizer.all_special_ids)
-    pieces = [say(tokenizer, piece) for piece in np.split(ids, np.flatnonzero(special))]
-    turns = [text for piece in pieces if (text := _without_role(piece))]
-    return turns[-1] if turns else ""
-
-
-def _without_role(text: str) -> str:
-    first, _, rest = text.partition("\n")
-    return rest.strip() if first.strip() in ROLES else text
 
 
 def normalise_answer(text: str) -> str:

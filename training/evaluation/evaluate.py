@@ -26,6 +26,7 @@ from training.evaluation.scores import compare
 from training.evaluation.table import print_report
 from training.evaluation.unpack import unpack_layers
 from training.layout import RunLayout
+from training.metrics.accounts import read_accounts
 from training.metrics.journal import read_journal
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.model.trained import load_trained_model
@@ -75,6 +76,7 @@ def evaluate(layout: RunLayout) -> None:
             device=name_device(device),
             kernel=kernel,
             seconds=time.perf_counter() - started,
+            accounts=read_accounts(layout),
             training_versions=json.loads(layout.config.read_text(encoding="utf-8")).get("versions", {}),
         ),
     )

@@ -2,13 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.evaluation.answers import Question, say
-from training.model.attention import generating
-from training.model.generation import find_stop_tokens
+from training.evaluation.answers import Question
+from training.model.generation import generate_greedily, say
 
 
 def answer_questions(
@@ -33,7 +30,10 @@ def answer_questions(
     answers = [""] * len(questions)
     for batch in cut_batches([q.prompt_ids.size + max_new_tokens for q in questions], tokens_per_batch):
         chosen = [questions[index] for index in batch]
-        for index, ids in zip(batch, _generate(model, tokenizer, chosen, max_new_tokens), strict=True):
+        found = generate_greedily(
+            model, tokenizer, [question.prompt_ids for question in chosen], max_new_tokens=max_new_tokens
+        )
+        for index, ids in zip(batch, found, strict=True):
             answers[index] = say(tokenizer, ids)
         advance(len(batch))
     return answers
@@ -51,40 +51,3 @@ def cut_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]
         else:
             batches.append([index])
     return batches
-
-
-def _generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    max_new_tokens: int,
-) -> list[np.ndarray]:
-    """Give each question's new tokens, int32, up to and without the first that ends the answer."""
-    ends = find_stop_tokens(tokenizer)
-    padding = ends[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-    width = max(question.prompt_ids.size for question in questions)
-    input_ids = torch.full((len(questions), width), padding, dtype=torch.int64)
-    mask = torch.zeros_like(input_ids)
-    for row, question in enumerate(questions):
-        # Left padding: every answer begins in the same column.
-        start = width - question.prompt_ids.size
-        input_ids[row, start:] = torch.from_numpy(question.prompt_ids.astype(np.int64))
-        mask[row, start:] = 1
-    settings = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=padding,
-    )
-    device = next(model.parameters()).device
-    with torch.inference_mode(), generating(model):
-        output = model.generate(
-            input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=settings
-        )
-    return [_cut_at_end(row, ends) for row in output[:, width:].cpu().numpy().astype(np.int32)]
-
-
-def _cut_at_end(ids: np.ndarray, ends: list[int]) -> np.ndarray:
-    places = np.flatnonzero(np.isin(ids, ends))
-    return ids[: places[0]] if places.size else ids

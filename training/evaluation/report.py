@@ -12,6 +12,7 @@ from training.data.corpus.manifest import Manifest
 from training.evaluation.material import Material
 from training.evaluation.scores import Comparison, Scores
 from training.evaluation.words import tell_domain, tell_general, tell_headline
+from training.metrics.accounts import Accounts
 
 FORMAT = 1
 MOST_CURVE_POINTS = 2000
@@ -77,6 +78,9 @@ class Report:
     bootstrap_samples: int
     scores: Scores
     training: Training
+    accounts: Accounts
+    """Of the whole run so far, also of what came after the checkpoint."""
+
     corpus: CorpusFacts
     cut_documents: int
     """Held-out documents of which only the first sequence_length tokens were measured."""
@@ -105,6 +109,7 @@ class Circumstances:
     device: str
     kernel: str
     seconds: float
+    accounts: Accounts
     training_versions: dict[str, str]
     """Of the packages at the start of the training, from run.json."""
 
@@ -130,6 +135,7 @@ def build_report(
         bootstrap_samples=config.evaluation.bootstrap_samples,
         scores=scores,
         training=sum_up_training(journal, config.loop.max_steps, circumstances.checkpoint_step),
+        accounts=circumstances.accounts,
         corpus=sum_up_corpus(manifest),
         cut_documents=material.cut,
         settings=list_settings(config, circumstances),

@@ -49,6 +49,10 @@ class StepRecord:
     optimizer_seconds: float = 0.0
     """Parts of ``step_seconds``, as ``training.engine.step.StepSeconds`` explains them."""
 
+    collectives_seconds: float = 0.0
+    """Time since the last step in the collectives that we call ourselves (counts, norms, verdicts, the stop
+    signal), the slowest rank's delay included. Gradients and gathered parameters are not among them."""
+
     evaluation_seconds: float = 0.0
     """Wall time of measuring the held-out loss after this step; not part of ``step_seconds``."""
 

@@ -43,6 +43,7 @@ class TrackerSettings:
     group: str | None
     tags: list[str]
     name: str
+    samples_per_step: int | None
     config: dict[str, Any]
 
 
@@ -91,6 +92,7 @@ def read_settings(layout: RunLayout) -> TrackerSettings:
         group=tracker["group"],
         tags=tracker["tags"],
         name=config["name"],
+        samples_per_step=config.get("batch", {}).get("global_batch_size"),
         config={**config, "versions": frozen.get("versions", {})},
     )
 
@@ -106,9 +108,10 @@ def find_or_make_id(layout: RunLayout) -> str:
 def send_journal(layout: RunLayout, settings: TrackerSettings, ended: threading.Event) -> None:
     """Open the run at W&B and hand over every step it does not have yet, until ``ended``.
 
-    A step is sent once, also where a resumed run took it a second time. What the server has counts; its
-    word is taken at each start, so that steps lost on the way are sent again. Offline, and after an
-    orderly end, the folder's own note counts.
+    A step is sent once, also where a resumed run took it a second time. After a roll back the same step is
+    taken with other samples: that is another row, at the same place of the charts' axis. What the server has
+    counts; its word is taken at each start, so that rows lost on the way are sent again. Offline, and after
+    an orderly end, the folder's own note counts.
     """
     run = wandb.init(
         id=find_or_make_id(layout),
@@ -126,18 +129,38 @@ def send_journal(layout: RunLayout, settings: TrackerSettings, ended: threading.
     _say(f"W&B run {run.id} is open ({settings.mode})")
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
-    sent = SentSteps(layout, settings.mode)
-    next_step = max(sent.last_step + 1, run.step if run.resumed else 0)
+    sent = SentRows(layout, settings.mode)
+    next_row = max(sent.last_row + 1, run.step if run.resumed else 0)
     for lines in follow_lines(layout.metrics, ended):
         for line in lines:
-            if line["step"] >= next_step:
-                run.log(lay_flat(line), step=line["step"])
-                next_step = line["step"] + 1
+            row = number_row(line, settings.samples_per_step)
+            if row >= next_row:
+                run.log(lay_flat(line) | find_samples(layout, line), step=row)
+                next_row = row + 1
         if settings.mode == "offline":
-            sent.write(next_step - 1)
+            sent.write(next_row - 1)
     run.finish(exit_code=0 if _was_finished(layout) else 1)
-    sent.write(next_step - 1)
-    _say(f"W&B has every step up to {next_step - 1}")
+    sent.write(next_row - 1)
+    _say(f"W&B has every step up to {next_row - 1}")
+
+
+def number_row(line: dict[str, Any], samples_per_step: int | None) -> int:
+    """Number a line of the journal for W&B, whose rows only ever go up.
+
+    It is the step, until the run is rolled back: the position in the data goes on, and so do the rows.
+    """
+    if samples_per_step is None or "samples_seen" not in line:
+        return int(line["step"])
+    return int(line["samples_seen"]) // samples_per_step
+
+
+def find_samples(layout: RunLayout, line: dict[str, Any]) -> dict[str, Any]:
+    """Give the answers that were written after this step, as a table; nothing where there are none."""
+    place = (line["step"], line.get("samples_seen"))
+    found = [each for each in read_lines(layout.samples) if (each["step"], each["samples_seen"]) == place]
+    # A resumed run may have answered them a second time, with the same words.
+    rows = list({each["id"]: [each["prompt"], each["expected"], each["answer"]] for each in found}.values())
+    return {"samples": wandb.Table(columns=["prompt", "expected", "answer"], data=rows)} if rows else {}
 
 
 def lay_flat(line: dict[str, Any]) -> dict[str, Any]:
@@ -148,28 +171,28 @@ def lay_flat(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if value is not None}
 
 
-class SentSteps:
-    """The last step that surely arrived, remembered for each mode in tracker/sent.json."""
+class SentRows:
+    """The last row that surely arrived, remembered for each mode in tracker/sent.json."""
 
     def __init__(self, layout: RunLayout, mode: str) -> None:
         """Read what an earlier start has noted."""
         self._path = layout.tracker / "sent.json"
         self._mode = mode
         try:
-            self._steps: dict[str, int] = json.loads(self._path.read_text(encoding="utf-8"))
+            self._rows: dict[str, int] = json.loads(self._path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            self._steps = {}
+            self._rows = {}
 
     @property
-    def last_step(self) -> int:
+    def last_row(self) -> int:
         """0 when nothing was sent."""
-        return self._steps.get(self._mode, 0)
+        return self._rows.get(self._mode, 0)
 
-    def write(self, step: int) -> None:
-        """Note that everything up to ``step`` has arrived."""
-        if step != self.last_step:
-            self._steps[self._mode] = step
-            write_json(self._path, self._steps)
+    def write(self, row: int) -> None:
+        """Note that everything up to ``row`` has arrived."""
+        if row != self.last_row:
+            self._rows[self._mode] = row
+            write_json(self._path, self._rows)
 
 
 def follow_lines(path: Path, ended: threading.Event) -> Iterator[list[dict[str, Any]]]:

@@ -87,6 +87,11 @@ def _check_loop(config: RunConfig) -> None:
             f"loop.patience={config.loop.patience} counts measurements of the held-out loss, and there are "
             "none; set loop.evaluate_every_steps"
         )
+    if config.loop.sample_documents > 0 and config.loop.evaluate_every_steps is None:
+        raise ConfigError(
+            f"loop.sample_documents={config.loop.sample_documents} are answered at each measurement of the "
+            "held-out loss, and there are none; set loop.evaluate_every_steps"
+        )
 
 
 def _check_mixture(config: RunConfig) -> None:

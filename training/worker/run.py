@@ -16,7 +16,7 @@ from training.checkpoint.commit import Lineage
 from training.checkpoint.fence import claim_incarnation
 from training.checkpoint.retention import Retention
 from training.checkpoint.store import CheckpointStore
-from training.collectives import from_lead, gather_over_ranks, leave
+from training.collectives import from_lead, gather_over_ranks, leave, take_blocked_seconds
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.order.plan import open_plan
@@ -27,9 +27,8 @@ from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.engine.partition import build_share
 from training.engine.seeds import make_deterministic
 from training.errors import EXIT_OK
-from training.held_out import HeldOutDocuments, draw_held_out
 from training.layout import RunLayout
-from training.loop import Parts, StopReason, train
+from training.loop import StopReason, train
 from training.metrics.goodput import find_goodput, read_first_start
 from training.metrics.journal import read_journal
 from training.metrics.record import MetricsSink
@@ -39,13 +38,16 @@ from training.model.inputs import Batch
 from training.model.self_test import CUTS, measure_isolation, refuse_leak
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.outcome import Outcome, write_outcome
+from training.parts import Parts
 from training.progress import Progress
 from training.ranks import Ranks
 from training.rules.check import check_rules
+from training.rules.strategies import effective_stage
 from training.schedule import learning_rate_at
 from training.stop import StopFlag
 from training.worker.attended import mean_attended_tokens
 from training.worker.blame import find_names, name_worst_documents
+from training.worker.questions import open_questions
 from training.worker.start import take_place
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes")
@@ -55,6 +57,7 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes")
 class Scene:
     """What stays the same while a run is trained."""
 
+    layout: RunLayout
     config: RunConfig
     place: Place
     corpus: Corpus
@@ -85,8 +88,10 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
         engine = DeepSpeedEngine(model, config, place, sources=len(corpus.manifest.sources))
         _check_isolation(engine, corpus, metrics)
         store = CheckpointStore(engine, _lineage(layout, config, ranks, incarnation, corpus), metrics)
-        scene = Scene(config=config, place=place, corpus=corpus, engine=engine, metrics=metrics)
-        reason, progress = _train(layout, scene, store, stop)
+        scene = Scene(
+            layout=layout, config=config, place=place, corpus=corpus, engine=engine, metrics=metrics
+        )
+        reason, progress = _train(scene, store, stop)
     except Exception as error:
         metrics.event("failed", error_class=type(error).__name__, reason=str(error))
         raise
@@ -98,9 +103,7 @@ def run(layout: RunLayout, ranks: Ranks) -> int:
     return EXIT_OK
 
 
-def _train(
-    layout: RunLayout, scene: Scene, store: CheckpointStore, stop: StopFlag
-) -> tuple[StopReason, Progress]:
+def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopReason, Progress]:
     config, place, metrics = scene.config, scene.place, scene.metrics
     progress = store.resume()
     metrics.event("resumed" if progress.step else "started", step=progress.step)
@@ -119,7 +122,7 @@ def _train(
     finally:
         batches.close()
         store.close()
-    facts = _find_goodput(layout) if place.ranks.is_lead else {}
+    facts = _find_goodput(scene.layout) if place.ranks.is_lead else {}
     metrics.event("finished" if reason is StopReason.FINISHED else "stopped", step=progress.step, **facts)
     return reason, progress
 
@@ -134,7 +137,6 @@ def _find_goodput(layout: RunLayout) -> dict[str, float]:
 def _gather_parts(scene: Scene, store: CheckpointStore, stop: StopFlag, batches: BatchStream) -> Parts[Batch]:
     config, place, engine = scene.config, scene.place, scene.engine
     sources = list(scene.corpus.manifest.sources)
-    held_out = _open_held_out(config, place, sources) if config.loop.evaluate_every_steps else None
 
     def blame(micro_batches: Sequence[Batch], position: int) -> list[str]:
         names = find_names(
@@ -142,10 +144,8 @@ def _gather_parts(scene: Scene, store: CheckpointStore, stop: StopFlag, batches:
         )
         return name_worst_documents(micro_batches, names, partial(engine.measure_nats, by_document=True))
 
-    def measure_held_out() -> HeldOutLoss:
-        if held_out is None:
-            raise RuntimeError("no documents were held ready: loop.evaluate_every_steps is null")
-        return held_out.measure(engine.measure_nats, place.device)
+    def measure_nothing(_: Progress) -> HeldOutLoss:
+        raise RuntimeError("no documents were held ready: loop.evaluate_every_steps is null")
 
     def tell_memory() -> None:
         if engine.memory is not None:
@@ -165,20 +165,11 @@ def _gather_parts(scene: Scene, store: CheckpointStore, stop: StopFlag, batches:
         memory_peak_bytes=lambda: memory_peak_bytes(place.device),
         blame=blame,
         tell_memory=tell_memory,
-        measure_held_out=measure_held_out,
+        measure_held_out=open_questions(scene.layout, config, place, engine, sources)
+        if config.loop.evaluate_every_steps
+        else measure_nothing,
+        take_blocked_seconds=take_blocked_seconds,
     )
-
-
-def _open_held_out(config: RunConfig, place: Place, sources: Sequence[str]) -> HeldOutDocuments:
-    documents = draw_held_out(
-        open_corpus(config.data.path, "held_out", config.loader),
-        first=config.evaluation.held_out_documents,
-        size=config.loop.held_out_documents,
-        sequence_length=config.batch.sequence_length,
-        salt=config.data.split_seed,
-    )
-    tokens = config.batch.micro_batch_size * config.batch.sequence_length
-    return HeldOutDocuments(documents, sources, place.ranks, tokens_per_batch=tokens)
 
 
 def _check_isolation(engine: DeepSpeedEngine, corpus: Corpus, metrics: MetricsSink) -> None:
@@ -195,7 +186,7 @@ def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: in
     return Lineage(
         layout=layout,
         ranks=ranks,
-        zero_stage=config.strategy.zero_stage,
+        zero_stage=effective_stage(config.strategy.zero_stage, config.precision),
         incarnation=incarnation,
         corpus=corpus.manifest.fingerprint,
         keep=Retention(newest=config.loop.keep_checkpoints, every_steps=config.loop.keep_every_steps),
