@@ -21,6 +21,7 @@ from transformers import (
 
 from training.config.schema import AdapterConfig
 from training.errors import ModelError
+from training.model.activations import checkpoint_activations
 from training.model.adapter import attach_adapter
 from training.model.attention import (
     DOCUMENTS,
@@ -32,7 +33,6 @@ from training.model.attention import (
     register_attention,
 )
 from training.model.inputs import IGNORE_INDEX, Batch, count_targets_by_source
-from training.model.load import enable_activation_checkpointing
 from training.model.packed import PackedLanguageModel, document_losses
 
 SIZES = {
@@ -174,7 +174,7 @@ def test_document_bounds_are_worked_out_once_for_all_layers(checkpointing: bool)
     model = build("llama")
     model.set_attn_implementation(DOCUMENTS)
     if checkpointing:
-        enable_activation_checkpointing(model)
+        checkpoint_activations(model, "full")
     seen: list[object] = []
     for layer in model.model.layers:
         layer.self_attn.register_forward_pre_hook(
@@ -204,7 +204,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     packed(batch)[0].backward()
     plain = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    enable_activation_checkpointing(model)
+    checkpoint_activations(model, "full")
     packed.train()(batch)[0].backward()
     for parameter, wanted in zip(model.parameters(), plain, strict=True):
         torch.testing.assert_close(parameter.grad, wanted)

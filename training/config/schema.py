@@ -92,8 +92,12 @@ class StrategyConfig(Section):
     )
     quantized_weights: bool = Field(description="stage 3: gather weights in 8 bits (ZeRO++ qwZ)")
     quantized_gradients: bool = Field(description="stage 3: reduce gradients in 4 bits (ZeRO++ qgZ)")
-    activation_checkpointing: Literal["none", "full"] = Field(
-        description="full: keep each layer's input only and compute it again in backward"
+    activation_checkpointing: Literal["none", "full", "offload"] | Annotated[int, Field(ge=2)] = Field(
+        description="full: keep each layer's input only and compute it again in backward; a number n: of "
+        "every n-th layer; offload: full, the inputs waiting in the host's memory"
+    )
+    compile: Literal["none", "layers"] = Field(
+        description="layers: torch.compile of each decoder layer around its attention"
     )
     deepspeed_extra: dict[str, Any] = Field(
         description="further keys of DeepSpeed's JSON, as +strategy.deepspeed_extra.KEY=VALUE; those that "

@@ -13,7 +13,8 @@ from training.batch import BatchPlan
 from training.collectives import sum_over_ranks
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
-from training.engine.gradients import drop_gradients, find_gradient_norm
+from training.engine.gradients import drop_gradients, measure_gradient_norm, step_knowing
+from training.engine.layers import prepare_layers
 from training.engine.memory import MemoryAccount, MemoryMeter
 from training.engine.needs import check_needs
 from training.engine.seeds import seed_pass
@@ -68,13 +69,14 @@ class DeepSpeedEngine:
         terms = Terms(label_smoothing=config.loss.label_smoothing, z_loss=config.loss.z_loss)
         packed = PackedLanguageModel(model, sources=sources, terms=terms)
         packed.train()
+        stage = effective_stage(config.strategy.zero_stage, config.precision)
+        prepare_layers(model, zero_stage=stage, compile_layers=config.strategy.compile == "layers")
         self._engine, *_ = deepspeed.initialize(
             model=packed,
             optimizer=build_optimizer(model, config.optimizer),
             config=build_deepspeed_config(config, place.plan, measure_shape(model)),
             dist_init_required=False,
         )
-        stage = effective_stage(config.strategy.zero_stage, config.precision)
         self._shards = Shards(model, self._engine.optimizer, place.ranks, stage)
 
     def train_step(
@@ -93,20 +95,20 @@ class DeepSpeedEngine:
         targets, tokens = self._count(micro_batches)
         set_learning_rate(self._engine.optimizer, learning_rate)
         nats = self._accumulate(micro_batches, sum(targets), samples_seen, watch)
-        norm = find_gradient_norm(self._engine)
+        norm = measure_gradient_norm(self._engine)
         # The lead's norm counts: without ZeRO each rank measures its own copy of the same gradient.
-        *sums, norm = sum_over_ranks([*nats, norm if place.ranks.is_lead else 0.0], place.device)
+        *sums, told = sum_over_ranks([*nats, norm.value if place.ranks.is_lead else 0.0], place.device)
         self._meter.before_update(self._engine)
         result = StepResult(
             loss=sum(sums) / max(sum(targets), 1),
-            grad_norm=norm,
+            grad_norm=told,
             samples=place.plan.global_batch_size,
             tokens=tokens,
             targets=sum(targets),
             by_source=tuple(map(SourceLoss, sums, targets)),
         )
         if accept(result):
-            self._engine.step()
+            step_knowing(self._engine, norm)
             self._meter.after_update(self._engine)
         else:
             drop_gradients(self._engine)

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from training.config.schema import AdapterConfig, ModelConfig
 from training.errors import ModelError, first_line
+from training.model.activations import checkpoint_activations
 from training.model.adapter import attach_adapter, check_new_rows, freeze_parts
 from training.model.attention import choose_attention, register_attention
 from training.model.folder import find_model_folder
@@ -27,7 +28,7 @@ def build_model(
     precision: str,
     device: torch.device,
     seed: int,
-    activation_checkpointing: str,
+    activation_checkpointing: str | int,
 ) -> PreTrainedModel | PeftModel:
     """Load the base, attach the adapter, choose the attention. The same call gives the same on every rank.
 
@@ -37,7 +38,7 @@ def build_model(
         precision: ``bf16`` or ``fp32``: dtype of all weights that are not 4-bit, and of 4-bit arithmetic.
         device: Where the model lies when this returns.
         seed: Of the adapter's first values (its A matrices; B begins at 0).
-        activation_checkpointing: ``none``, or ``full``: each layer is computed again in backward.
+        activation_checkpointing: Which layers are computed again in backward, and where their input waits.
 
     Raises:
         ModelError: The folder is missing, the architecture is unknown or cannot be packed, or a name in
@@ -46,8 +47,7 @@ def build_model(
     register_attention()
     base = _load_base(model, adapter.base_bits, DTYPES[precision], device)
     base.config.use_cache = False
-    if activation_checkpointing == "full":
-        enable_activation_checkpointing(base)
+    checkpoint_activations(base, activation_checkpointing)
     grown = grow_embeddings(base, model)
     built: PreTrainedModel | PeftModel = base
     if adapter.kind == "none":
@@ -99,16 +99,6 @@ def _read_config(folder: str) -> Any:
         if isinstance(error, ValueError | KeyError):
             where = "has an architecture that this transformers does not know"
         raise ModelError(f"{folder} {where} ({first_line(error)}); check model.path") from error
-
-
-def enable_activation_checkpointing(base: PreTrainedModel) -> None:
-    """Compute each layer again in backward, keeping its input only; without re-entering autograd."""
-    options = {"use_reentrant": False}
-    # transformers renamed it; the older name warns since.
-    if hasattr(base, "activation_checkpointing_enable"):
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
