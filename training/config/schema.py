@@ -9,6 +9,7 @@ from training.config.sources import DataConfig, Fraction, SourceConfig
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$", max_length=200)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Kernel = Literal["auto", "documents", "varlen", "flex", "flash_attention_2", "flash_attention_3"]
 
 
 class ModelConfig(Section):
@@ -35,9 +36,10 @@ class ModelConfig(Section):
     extra_tokens: list[str] = Field(
         description="words of the domain that become one token each; the embeddings grow with them"
     )
-    attention: Literal["auto", "documents", "varlen", "flash_attention_2"] = Field(
-        description="kernel that keeps packed documents apart. `documents`: one sdpa call per group of equal "
-        "lengths; auto: varlen on a GPU, documents on a CPU"
+    attention: Kernel = Field(
+        description="kernel that keeps packed documents apart. documents: one sdpa call per group of equal "
+        "lengths, anywhere; the others need a GPU, flash attention its package too. auto: varlen on a GPU in "
+        "bf16, else documents"
     )
 
 

@@ -129,7 +129,9 @@ class DeepSpeedEngine:
         module = self._engine.module
         module.eval()
         try:
-            _, nats = module(batch.to(self._place.device), by_document=by_document)
+            # These batches are of all lengths, and compiled layers would be compiled anew for each.
+            with torch.compiler.set_stance("force_eager"):
+                _, nats = module(batch.to(self._place.device), by_document=by_document)
         finally:
             module.train()
         return [float(value) for value in nats.tolist()]

@@ -1,13 +1,17 @@
 """Attention in which the documents of a packed row do not see each other, without a dense mask."""
 
+import functools
+import importlib.util
 import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -17,7 +21,13 @@ from training.model.documents import attend_documents, check_window, group_docum
 
 DOCUMENTS = "metier_documents"
 VARLEN = "metier_varlen"
+FLEX = "metier_flex"
 FLASH = "flash_attention_2"
+FLASH_3 = "flash_attention_3"
+
+_KERNELS = {"varlen": VARLEN, "flex": FLEX, "flash_attention_2": FLASH, "flash_attention_3": FLASH_3}
+_PACKAGES = {FLASH: ("flash_attn", "flash-attn"), FLASH_3: ("flash_attn_interface", "flash-attn-3")}
+"""What a kernel is imported from, and the package that brings it."""
 
 
 def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
@@ -51,6 +61,7 @@ def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
     if max_length_q is None:
         raise ModelError("attention varlen needs max_length_q beside cu_seq_lens_q")
     check_window(max_length_q, kwargs.get("sliding_window"))
+    _refuse_dropout("varlen", dropout)
     known = inspect.signature(varlen_attn).parameters
     options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     repeats = query.shape[1] // key.shape[1]
@@ -63,6 +74,70 @@ def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     attended: Any = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
     return attended[None], None
+
+
+def attend_flex(  # noqa: PLR0913 - the signature is transformers'
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    document_mask: "DocumentMask | None" = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each document by torch's flex attention, compiled on a GPU.
+
+    Tested against ``attend_documents`` on a CPU, where torch computes it in plain steps, forward alone; its
+    compiled kernel has not run yet. Shapes as in ``attend_documents``.
+    """
+    if document_mask is None:
+        output: Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )[0]
+        return output, None
+    check_window(document_mask.longest, kwargs.get("sliding_window"))
+    _refuse_dropout("flex", dropout)
+    attend = _compiled_flex() if query.device.type == "cuda" else flex_attention
+    attended: Any = attend(
+        query,
+        key,
+        value,
+        block_mask=document_mask.blocks,
+        scale=scaling,
+        enable_gqa=query.shape[1] > key.shape[1],
+    )
+    return attended.transpose(1, 2), None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentMask:
+    """Which blocks of queries and keys flex attention looks at."""
+
+    blocks: BlockMask
+    longest: int
+    """Tokens of the longest document."""
+
+
+def mask_flex(bounds: Sequence[int], device: torch.device) -> DocumentMask:
+    """Describe a batch's documents to flex attention; no N x N mask is kept."""
+    edges = torch.tensor(bounds, dtype=torch.int64)
+    lengths = edges[1:] - edges[:-1]
+    owners = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device, non_blocking=True)
+
+    def sees(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (owners[query] == owners[key]) & (query >= key)
+
+    total = bounds[-1]
+    blocks = create_block_mask(sees, None, None, total, total, device=device)
+    return DocumentMask(blocks=blocks, longest=int(lengths.max()))
+
+
+@functools.cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention)
 
 
 def mask_documents(
@@ -80,11 +155,10 @@ def mask_documents(
 
 
 def register_attention() -> None:
-    """Make ``metier_documents`` and ``metier_varlen`` known to transformers; harmless when repeated."""
-    AttentionInterface.register(DOCUMENTS, attend_documents)
-    AttentionInterface.register(VARLEN, attend_varlen)
-    AttentionMaskInterface.register(DOCUMENTS, mask_documents)
-    AttentionMaskInterface.register(VARLEN, mask_documents)
+    """Make our kernels known to transformers; harmless when repeated."""
+    for name, attend in _ATTEND.items():
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, mask_documents)
 
 
 def compile_around_attention(layers: Sequence[nn.Module]) -> None:
@@ -93,8 +167,8 @@ def compile_around_attention(layers: Sequence[nn.Module]) -> None:
     Documents cut attention differently in each batch, so that compiled it would be compiled again and again;
     what lies around it sees the same number of tokens in every pass.
     """
-    AttentionInterface.register(DOCUMENTS, torch.compiler.disable(attend_documents))  # type: ignore[no-untyped-call]
-    AttentionInterface.register(VARLEN, torch.compiler.disable(attend_varlen))  # type: ignore[no-untyped-call]
+    for name, attend in _ATTEND.items():
+        AttentionInterface.register(name, torch.compiler.disable(attend))  # type: ignore[no-untyped-call]
     for layer in layers:
         layer.compile(dynamic=False)
 
@@ -103,7 +177,7 @@ def choose_attention(name: str, device: torch.device, dtype: torch.dtype = torch
     """Translate ``model.attention`` to the name that transformers knows.
 
     Raises:
-        ModelError: The kernel does not run on this device.
+        ModelError: The kernel does not run on this device, or its package is missing.
     """
     on_gpu = device.type == "cuda"
     if name == "auto":
@@ -113,7 +187,13 @@ def choose_attention(name: str, device: torch.device, dtype: torch.dtype = torch
         return DOCUMENTS
     if not on_gpu:
         raise ModelError(f"model.attention={name} needs a GPU; use model.attention=documents or auto")
-    return VARLEN if name == "varlen" else FLASH
+    kernel = _KERNELS[name]
+    module, package = _PACKAGES.get(kernel, (None, None))
+    if module and importlib.util.find_spec(module) is None:
+        raise ModelError(
+            f"model.attention={name} needs the package {package}; install it, or use model.attention=auto"
+        )
+    return kernel
 
 
 def name_attention(implementation: str) -> str:
@@ -134,7 +214,9 @@ def build_attention_inputs(
     """
     if implementation == DOCUMENTS:
         return {"documents": group_documents(bounds, device)}
-    if implementation not in {VARLEN, FLASH}:
+    if implementation == FLEX:
+        return {"document_mask": mask_flex(bounds, device)}
+    if implementation not in {VARLEN, FLASH, FLASH_3}:
         raise ModelError(
             f"the attention {implementation} lets packed documents see each other; build the model with "
             "model.attention=auto"
@@ -171,3 +253,14 @@ def generating(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         base.set_attn_implementation(implementation)
         base.config.use_cache = cached
         model.train(training)
+
+
+def _refuse_dropout(name: str, dropout: float) -> None:
+    if dropout > 0:
+        raise ModelError(
+            f"the attention {name} has no dropout, and the model's attention_dropout is {dropout}; use "
+            "model.attention=documents"
+        )
+
+
+_ATTEND = {DOCUMENTS: attend_documents, VARLEN: attend_varlen, FLEX: attend_flex}

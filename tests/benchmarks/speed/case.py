@@ -51,8 +51,8 @@ class Case:
     overrides: tuple[str, ...] = ()
     """Further settings of ours."""
 
-    tokens_per_round: int = 10_000
-    warm_steps: int = 3
+    tokens_per_round: int = 8_192
+    warm_steps: int = 2
     folder: str = ""
     """Where ours finds its corpus."""
 

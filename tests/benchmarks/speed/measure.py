@@ -117,7 +117,7 @@ class Contestant:
                     stdout=subprocess.PIPE,
                     stderr=self._errors,
                     text=True,
-                    env={**os.environ, **ENVIRONMENT, **({} if alone else ranks)},
+                    env={**_inherited(), **ENVIRONMENT, **({} if alone else ranks)},
                 )
             )
 
@@ -178,6 +178,12 @@ class Contestant:
         if pipe is None:
             raise RuntimeError("the process was started without this pipe")
         return pipe
+
+
+def _inherited() -> dict[str, str]:
+    """Give this process's environment, without what a launcher of ranks may have put there."""
+    launched = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"}
+    return {name: value for name, value in os.environ.items() if name not in launched}
 
 
 def measure(contestants: Sequence[Contestant], rounds: int, find_port: Callable[[], int]) -> None:

@@ -30,6 +30,7 @@ from training.layout import RunLayout
 from training.loop import Parts, train
 from training.metrics.record import StepRecord
 from training.metrics.sink import open_metrics
+from training.model.activations import checkpoint_activations
 from training.model.attention import DOCUMENTS, register_attention
 from training.model.inputs import Batch
 from training.model.packed import PackedLanguageModel
@@ -97,7 +98,9 @@ def build(case: Case, config: RunConfig) -> LlamaForCausalLM:
         **SHAPES[case.shape], tie_word_embeddings=False, use_cache=False, attn_implementation=DOCUMENTS
     )
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    return LlamaForCausalLM(settings).to(dtype)
+    model = LlamaForCausalLM(settings).to(dtype)
+    checkpoint_activations(model, config.strategy.activation_checkpointing)
+    return model
 
 
 def open_stream(config: RunConfig, ranks: Ranks) -> BatchStream:

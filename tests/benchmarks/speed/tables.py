@@ -57,7 +57,7 @@ class Table:
 
 NANO = {"shape": "nano16", "sequence_length": 16, "micro_batch_size": 1, "tokens_per_round": 16 * 40}
 LARGE = {"shape": "tiny64k", "tokens_per_round": 6_000}
-SLOW = {"precision": "bf16", "tokens_per_round": 6_000, "warm_steps": 2}
+SLOW = {"precision": "bf16", "tokens_per_round": 6_000}
 
 TABLES = {
     "blocks": Table(
@@ -142,6 +142,32 @@ TABLES = {
             )
             for stage, against, goal in ((2, 0, "rate >= 0.95"), (3, 2, "rate >= 0.90"))
             for ranks in (2, 1)
+        ),
+    ),
+    "activations": Table(
+        "activation checkpointing, 8 x 512 tokens, fp32",
+        tuple(
+            Row(
+                label=choice,
+                case=Case(
+                    variant="loop",
+                    micro_batch_size=8,
+                    overrides=(f"strategy.activation_checkpointing={choice}",),
+                ),
+            )
+            for choice in ("none", "2", "full", "offload")
+        ),
+    ),
+    "compile": Table(
+        "strategy.compile, fp32",
+        tuple(
+            Row(
+                label=f"{corpus}, {choice}",
+                case=Case(variant="loop", corpus=corpus, overrides=(f"strategy.compile={choice}",)),
+                against=against,
+            )
+            for corpus, against in (("blocks", 0), ("sft", 2))
+            for choice in ("layers", "none")
         ),
     ),
 }
