@@ -77,6 +77,9 @@ class DeepSpeedEngine:
             config=build_deepspeed_config(config, place.plan, measure_shape(model)),
             dist_init_required=False,
         )
+        if place.ranks.world_size == 1 and stage == 0:
+            # There is nobody to reduce with; DeepSpeed would copy all gradients together and apart again.
+            self._engine.enable_backward_allreduce = False
         self._shards = Shards(model, self._engine.optimizer, place.ranks, stage)
 
     def train_step(

@@ -13,6 +13,7 @@ from training.model.activations import checkpoint_activations
 from training.model.adapter import attach_adapter, check_new_rows, freeze_parts
 from training.model.attention import choose_attention, register_attention
 from training.model.folder import find_model_folder
+from training.model.products import widen_products
 from training.model.quiet import quiet_upstream
 from training.model.tokenizer import load_tokenizer
 from training.model.vocabulary import fit_embeddings
@@ -56,6 +57,7 @@ def build_model(
         built = attach_adapter(base, adapter, dtype=DTYPES[precision], seed=seed)
     if grown:
         check_new_rows(built)
+    widen_products(built)
     return built
 
 

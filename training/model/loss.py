@@ -7,8 +7,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from training.model.products import is_slow
+
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
-"""Logits held at once: 32 MiB in fp32 on a CPU, near its caches; 256 MiB on a GPU, for wide products."""
+"""Logits held at once: 32 MiB in fp32 on a CPU, 256 MiB on a GPU; more where these are too few rows."""
+
+_LEAST_ROWS = 256
+"""Rows multiplied at once: each chunk adds to the whole gradient of the output layer, which must pay."""
+
+_TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+"""Logits whose softmax is taken at once: 4 MiB stay in a CPU's cache from the first reading to the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +84,9 @@ def linear_cross_entropy_per_row(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
 ) -> Tensor:
     """Give each row's own cross-entropy, [T]; shapes and dtypes as above. No gradient."""
-    rows = _rows_per_chunk(weight)
+    rows = _rows_per_tile(weight)
     losses = [
-        _log_softmax(_logits(hidden_rows, weight, bias), target_rows[:, None])[1]
+        _log_softmax(torch.nn.functional.linear(hidden_rows, weight, bias), target_rows[:, None])[1]
         for hidden_rows, target_rows in zip(
             torch.split(hidden, rows), torch.split(targets, rows), strict=True
         )
@@ -106,24 +114,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wanted[2] else None
         sums = torch.zeros(1 if groups is None else groups.count, dtype=torch.float64, device=hidden.device)
         beside = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        rows = _rows_per_chunk(weight)
+        rows, tile = _rows_per_chunk(weight), _rows_per_tile(weight)
+        room = weight.new_empty(min(rows, hidden.shape[0]), weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part = hidden[start : start + rows]
-            chosen = targets[start : start + rows, None]
-            log_chances, losses, log_sums = _log_softmax(_logits(part, weight, bias), chosen)
-            sums += _sum_by_group(losses, groups, start)
-            if terms != PLAIN:
-                beside += _sum_terms(losses, log_chances, log_sums, terms)
-            if not any(wanted):
-                continue
-            slope = _slope(log_chances, log_sums, chosen, terms)
-            if grad_bias is not None:
-                grad_bias += slope.sum(0)
-            slope = slope.to(hidden.dtype)
+            logits = _multiply(part, weight, bias, room[: part.shape[0]])
+            for first in range(0, part.shape[0], tile):
+                chosen = targets[start + first : start + min(first + tile, rows), None]
+                log_chances, losses, log_sums = _log_softmax(logits[first : first + tile], chosen)
+                sums += _sum_by_group(losses, groups, start + first)
+                if terms != PLAIN:
+                    beside += _sum_terms(losses, log_chances, log_sums, terms)
+                if any(wanted):
+                    slope = _slope(log_chances, log_sums, chosen, terms)
+                    logits[first : first + tile] = slope
+                    if grad_bias is not None:
+                        grad_bias += slope.sum(0)
+            # Of the logits nothing is left by now but their gradient.
             if grad_hidden is not None:
-                torch.mm(slope, weight, out=grad_hidden[start : start + rows])
+                grad_hidden[start : start + rows] = _product(logits, weight)
             if grad_weight is not None:
-                _add_product(grad_weight, slope, part)
+                _add_product(grad_weight, logits, part)
         # Kept here and not among the saved tensors: backward scales them where they lie.
         ctx.gradients = (
             grad_hidden,
@@ -153,10 +164,17 @@ def _sum_by_group(losses: Tensor, groups: Groups | None, start: int) -> Tensor:
     return chosen.double() @ losses.double()
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[rows, V] in fp32, or fp64."""
-    logits = torch.nn.functional.linear(hidden, weight, bias)
-    return logits.to(_wide(logits.dtype))
+def _multiply(hidden: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    """Fill ``room`` with the logits of some rows, [rows, V]."""
+    if is_slow(weight):
+        room.copy_(hidden.float() @ weight.float().T)
+    else:
+        torch.mm(hidden, weight.T, out=room)
+    return room if bias is None else room.add_(bias)
+
+
+def _product(slope: Tensor, weight: Tensor) -> Tensor:
+    return slope.float() @ weight.float() if is_slow(weight) else slope @ weight
 
 
 def _log_softmax(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,7 +182,7 @@ def _log_softmax(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor
 
     torch's own reads each row while it lies in the cache; built of its parts, every part reads all rows.
     """
-    log_chances = torch.log_softmax(logits, dim=-1)
+    log_chances = torch.log_softmax(logits, dim=-1, dtype=_wide(logits.dtype))
     log_chance = log_chances.gather(1, chosen)
     return log_chances, -log_chance[:, 0], logits.gather(1, chosen) - log_chance
 
@@ -195,13 +213,22 @@ def _add_product(total: Tensor, slope: Tensor, part: Tensor) -> None:
     """Add slope.T @ part to ``total`` [V, H]."""
     if total.dtype == slope.dtype:
         total.addmm_(slope.T, part)
+    elif is_slow(slope):
+        total.addmm_(slope.T.float(), part.float())
     else:
         total += slope.T @ part
 
 
 def _rows_per_chunk(weight: Tensor) -> int:
-    elements = _CHUNK_ELEMENTS.get(weight.device.type, _CHUNK_ELEMENTS["cuda"])
-    return max(1, elements // weight.shape[0])
+    return max(_LEAST_ROWS, _elements(_CHUNK_ELEMENTS, weight) // weight.shape[0])
+
+
+def _rows_per_tile(weight: Tensor) -> int:
+    return max(1, _elements(_TILE_ELEMENTS, weight) // weight.shape[0])
+
+
+def _elements(table: dict[str, int], weight: Tensor) -> int:
+    return table.get(weight.device.type, table["cuda"])
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -34,6 +34,7 @@ from training.model.activations import checkpoint_activations
 from training.model.attention import DOCUMENTS, register_attention
 from training.model.inputs import Batch
 from training.model.packed import PackedLanguageModel
+from training.model.products import widen_products
 from training.optimizer import build_optimizer
 from training.progress import Progress
 from training.ranks import Ranks
@@ -100,6 +101,7 @@ def build(case: Case, config: RunConfig) -> LlamaForCausalLM:
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model = LlamaForCausalLM(settings).to(dtype)
     checkpoint_activations(model, config.strategy.activation_checkpointing)
+    widen_products(model)
     return model
 
 
