@@ -1,6 +1,7 @@
 """One optimizer step on DeepSpeed, its loss and gradient independent of how the batch is cut."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import deepspeed
@@ -70,7 +71,8 @@ class DeepSpeedEngine:
         packed = PackedLanguageModel(model, sources=sources, terms=terms)
         packed.train()
         stage = effective_stage(config.strategy.zero_stage, config.precision)
-        prepare_layers(model, zero_stage=stage, compile_layers=config.strategy.compile == "layers")
+        self._compiles = config.strategy.compile == "layers"
+        prepare_layers(model, zero_stage=stage, compile_layers=self._compiles)
         self._engine, *_ = deepspeed.initialize(
             model=packed,
             optimizer=build_optimizer(model, config.optimizer),
@@ -132,12 +134,15 @@ class DeepSpeedEngine:
         module = self._engine.module
         module.eval()
         try:
-            # These batches are of all lengths, and compiled layers would be compiled anew for each.
-            with torch.compiler.set_stance("force_eager"):
+            with self._without_compiling():
                 _, nats = module(batch.to(self._place.device), by_document=by_document)
         finally:
             module.train()
         return [float(value) for value in nats.tolist()]
+
+    def _without_compiling(self) -> AbstractContextManager[object]:
+        """Held-out batches are of all lengths, and compiled layers would be compiled anew for each."""
+        return torch.compiler.set_stance("force_eager") if self._compiles else nullcontext()
 
     def _accumulate(
         self, micro_batches: Sequence[Batch], targets: int, samples_seen: int, watch: Stopwatch

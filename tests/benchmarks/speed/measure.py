@@ -14,6 +14,7 @@ from typing import IO, Any
 from tests.benchmarks.speed.case import Case
 from tests.benchmarks.speed.rounds import MARK
 
+OURS = {"loop", "bare", "bare_dense", "bare_deepspeed"}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -68,7 +69,7 @@ class Contestant:
     @classmethod
     def of(cls, case: Case, peers: str | None, folder: Path) -> "Contestant":
         """Say who runs a case: this interpreter ours, ``peers`` theirs."""
-        ours = case.variant.split(" ")[0] in {"loop", "bare", "bare_deepspeed"}
+        ours = case.variant in OURS
         return cls(
             case=replace(case, folder=str(folder)),
             python=sys.executable if ours else peers,

@@ -32,7 +32,8 @@ from training.metrics.record import StepRecord
 from training.metrics.sink import open_metrics
 from training.model.activations import checkpoint_activations
 from training.model.attention import DOCUMENTS, register_attention
-from training.model.inputs import Batch
+from training.model.inputs import Batch, find_targets
+from training.model.loss import linear_cross_entropy
 from training.model.packed import PackedLanguageModel
 from training.model.products import widen_products
 from training.optimizer import build_optimizer
@@ -191,9 +192,31 @@ def bare(case: Case, rounds: Rounds) -> None:
     config = compose(case)
     model = build(case, config)
     packed = PackedLanguageModel(model).train()
-    optimizer = build_optimizer(model, config.optimizer)
+    train_bare(config, model, lambda batch: packed(batch)[0], rounds)
+
+
+def bare_dense(case: Case, rounds: Rounds) -> None:
+    """Do the same with transformers' own sdpa, which makes a dense mask of positions that restart."""
+    config = compose(case)
+    model = build(case, config)
+    model.set_attn_implementation("sdpa")
+
+    def nats(batch: Batch) -> torch.Tensor:
+        hidden = model.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+        places = find_targets(batch)
+        rows, targets = hidden.last_hidden_state[0][places], batch.labels[0][places]
+        return linear_cross_entropy(rows, model.lm_head.weight, None, targets)[0]
+
+    train_bare(config, model, nats, rounds)
+
+
+def train_bare(
+    config: RunConfig, model: LlamaForCausalLM, nats: Callable[[Batch], torch.Tensor], rounds: Rounds
+) -> None:
+    """Step until the parent has enough."""
+    optimizer = build_optimizer(model.train(), config.optimizer)
     for batch in batches(open_stream(config, Ranks(rank=0, local_rank=0, world_size=1))):
-        (packed(batch)[0] / batch.targets).backward()
+        (nats(batch) / batch.targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -234,6 +257,7 @@ def batches(stream: BatchStream) -> Iterator[Batch]:
 VARIANTS: dict[str, Callable[[Case, Rounds], None]] = {
     "loop": loop,
     "bare": bare,
+    "bare_dense": bare_dense,
     "bare_deepspeed": bare_deepspeed,
 }
 

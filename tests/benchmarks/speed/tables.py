@@ -144,6 +144,13 @@ TABLES = {
             for ranks in (2, 1)
         ),
     ),
+    "attention": Table(
+        "attention by document beside a dense block mask over the packed rows, bare loops, fp32",
+        (
+            Row(label="by document", case=Case(variant="bare", corpus="sft")),
+            Row(label="dense mask", case=Case(variant="bare_dense", corpus="sft"), goal="rate >= 1.6"),
+        ),
+    ),
     "activations": Table(
         "activation checkpointing, 8 x 512 tokens, fp32",
         tuple(
