@@ -41,16 +41,19 @@ def write_corpus(
     tokens_per_shard: int,
     token_bytes: Literal[2, 4] = 2,
     vocabulary: int = 8000,
+    prompts: bool = True,
 ) -> Manifest:
     """Write a corpus whose train split has, per source, documents of these lengths, and 3 held-out ones.
 
-    Every other document of a shard is a prompt, its first third, and an answer; the rest are all targets. The
-    same call writes the same bytes.
+    With ``prompts`` every other document of a shard is a prompt, its first third, and an answer; the rest are
+    all targets. The same call writes the same bytes.
     """
     layout = CorpusLayout(root)
     rng = np.random.default_rng(5)
     train = [
-        write_shard(root, name, part, token_bytes, rng.integers(8, vocabulary, int(part.sum())))
+        write_shard(
+            root, name, part, token_bytes, rng.integers(8, vocabulary, int(part.sum())), prompts=prompts
+        )
         for name, every in lengths.items()
         for part in cut(every, tokens_per_shard)
     ]
@@ -86,11 +89,13 @@ def write_shard(
     lengths: npt.NDArray[np.integer],
     token_bytes: Literal[2, 4],
     tokens: npt.NDArray[np.integer],
+    *,
+    prompts: bool = True,
 ) -> ShardRecord:
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     within = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
-    prompts = lengths // 3 * (np.arange(len(lengths)) % 2)
-    is_target = (within >= np.repeat(prompts, lengths)).astype(np.uint8)
+    asked = lengths // 3 * (np.arange(len(lengths)) % 2) * prompts
+    is_target = (within >= np.repeat(asked, lengths)).astype(np.uint8)
     names = [f"{source}:{number}" for number in range(len(lengths))]
     schema = shard_schema(token_bytes)
     columns = [

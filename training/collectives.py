@@ -74,10 +74,11 @@ def leave() -> None:
 
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     """Add each value over all ranks, in fp64."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    if dist.is_initialized():
-        with _meter.count(device):
-            dist.all_reduce(tensor)
+    with _meter.count(device):
+        dist.all_reduce(tensor)
     return [float(value) for value in tensor.tolist()]
 
 

@@ -163,14 +163,14 @@ def learn_with(optimizer: str) -> Settings:
     return (("optimizer", optimizer), ("optimizer.learning_rate", RATES[optimizer]))
 
 
-def write_tiny_model(folder: Path) -> None:
+def write_tiny_model(folder: Path, *, layers: int = 1) -> None:
     """Write the model that every cell and every plain loop begins with, in bf16."""
     torch.manual_seed(3)
     model = LlamaForCausalLM(
         LlamaConfig(
             hidden_size=HIDDEN,
             intermediate_size=128,
-            num_hidden_layers=1,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             vocab_size=VOCABULARY,

@@ -21,18 +21,21 @@ from transformers import (
 
 from training.config.schema import AdapterConfig
 from training.errors import ModelError
+from training.model.activations import checkpoint_activations
 from training.model.adapter import attach_adapter
 from training.model.attention import (
     DOCUMENTS,
     FLASH,
+    FLASH_3,
+    FLEX,
     VARLEN,
     build_attention_inputs,
+    choose_attention,
     generating,
     group_documents,
     register_attention,
 )
 from training.model.inputs import IGNORE_INDEX, Batch, count_targets_by_source
-from training.model.load import enable_activation_checkpointing
 from training.model.packed import PackedLanguageModel, document_losses
 
 SIZES = {
@@ -79,7 +82,7 @@ def build(kind: str, **extra: object) -> PreTrainedModel:
     extra = {"tie_word_embeddings": kind == "llama_tied", **extra}
     if kind == "qwen3":
         extra["head_dim"] = 16
-    model: PreTrainedModel = model_class(config_class(**SIZES, **extra))
+    model: PreTrainedModel = model_class(config_class(**{**SIZES, **extra}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -174,7 +177,7 @@ def test_document_bounds_are_worked_out_once_for_all_layers(checkpointing: bool)
     model = build("llama")
     model.set_attn_implementation(DOCUMENTS)
     if checkpointing:
-        enable_activation_checkpointing(model)
+        checkpoint_activations(model, "full")
     seen: list[object] = []
     for layer in model.model.layers:
         layer.self_attn.register_forward_pre_hook(
@@ -187,7 +190,7 @@ def test_document_bounds_are_worked_out_once_for_all_layers(checkpointing: bool)
     assert all(groups is seen[0] for groups in seen)
 
 
-@pytest.mark.parametrize("implementation", [VARLEN, FLASH])
+@pytest.mark.parametrize("implementation", [VARLEN, FLASH, FLASH_3])
 def test_a_varlen_kernel_is_given_int32_bounds_and_the_longest_as_a_number(implementation: str) -> None:
     inputs = build_attention_inputs(implementation, (0, 3, 3, 10, 12), torch.device("cpu"))
     for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
@@ -197,17 +200,77 @@ def test_a_varlen_kernel_is_given_int32_bounds_and_the_longest_as_a_number(imple
     assert type(inputs["max_length_q"]) is int
 
 
-def test_activation_checkpointing_changes_no_gradient() -> None:
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_keeps_documents_apart_as_sdpa_by_document_does() -> None:
     model = build("llama")
+    batch, found = make_batch(LENGTHS), []
+    for kernel in (DOCUMENTS, FLEX):
+        model.set_attn_implementation(kernel)
+        found.append(document_losses(PackedLanguageModel(model), batch)[0])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [VARLEN, FLEX])
+def test_a_kernel_without_dropout_refuses_a_model_that_has_it(kernel: str) -> None:
+    model = build("llama", attention_dropout=0.5)
+    model.set_attn_implementation(kernel)
+    with pytest.raises(ModelError, match=r"has no dropout.*use model\.attention=documents"):
+        PackedLanguageModel(model).train()(make_batch(LENGTHS))
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "words"),
+    [
+        ("varlen", "cpu", "model.attention=varlen needs a GPU; use model.attention=documents or auto"),
+        ("flex", "cpu", "model.attention=flex needs a GPU; use model.attention=documents or auto"),
+        ("flash_attention_3", "cuda", "needs the package flash-attn-3; install it, or use"),
+    ],
+)
+def test_a_kernel_that_cannot_run_here_is_refused_with_what_to_use(
+    name: str, device: str, words: str
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        choose_attention(name, torch.device(device), torch.bfloat16)
+
+
+@pytest.mark.parametrize(("choice", "passes"), [("none", 3), ("full", 6), (2, 5), (3, 4), ("offload", 6)])
+def test_layers_are_computed_again_as_chosen_and_no_gradient_changes(choice: str | int, passes: int) -> None:
+    model = build("llama", num_hidden_layers=3)
     model.set_attn_implementation(DOCUMENTS)
     batch, packed = make_batch(LENGTHS), PackedLanguageModel(model)
     packed(batch)[0].backward()
     plain = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    enable_activation_checkpointing(model)
+    seen: list[object] = []
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(lambda *_: seen.append(None))
+
+    checkpoint_activations(model, choice)
     packed.train()(batch)[0].backward()
+
+    assert len(seen) == passes
     for parameter, wanted in zip(model.parameters(), plain, strict=True):
-        torch.testing.assert_close(parameter.grad, wanted)
+        assert torch.equal(parameter.grad, wanted)
+
+
+def test_inputs_of_layers_wait_in_the_hosts_memory_where_that_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied: list[Tensor] = []
+
+    class Recorded(torch.autograd.graph.saved_tensors_hooks):
+        def __init__(self, *, pin_memory: bool) -> None:
+            super().__init__(lambda tensor: copied.append(tensor) or tensor, lambda tensor: tensor)
+
+    monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", Recorded)
+    model = build("llama")
+    model.set_attn_implementation(DOCUMENTS)
+    checkpoint_activations(model, "offload")
+
+    PackedLanguageModel(model).train()(make_batch(LENGTHS))
+
+    hidden = [tensor.shape for tensor in copied if tensor.dim() == 3]
+    assert hidden == [(1, sum(LENGTHS), model.config.hidden_size)] * 2
 
 
 def test_a_batch_without_targets_is_zero_and_still_reaches_every_trained_parameter() -> None:

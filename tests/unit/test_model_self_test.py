@@ -24,9 +24,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from training.config.schema import AdapterConfig
 from training.errors import ModelError
+from training.model.activations import checkpoint_activations
 from training.model.adapter import attach_adapter
 from training.model.attention import DOCUMENTS, attend_documents, group_documents, register_attention
-from training.model.load import enable_activation_checkpointing
 from training.model.packed import PackedLanguageModel
 from training.model.self_test import (
     CUTS,
@@ -191,7 +191,7 @@ def test_positions_that_do_not_restart_are_refused() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_is_off_and_the_model_and_the_random_state_are_left_as_they_were(training: bool) -> None:
     base = build_llama(attention_dropout=0.5)
-    enable_activation_checkpointing(base)
+    checkpoint_activations(base, "full")
     model = attach_adapter(base, ADAPTER, dtype=torch.float32, seed=1).train(training)
     modes = [module.training for module in model.modules()]
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -30,6 +30,16 @@ def tiny_smoke() -> RunConfig:
             {"adapter.base_bits": 4},
             "adapter.base_bits=4 needs adapter.kind=lora: 4-bit weights cannot be trained; use adapter=qlora",
         ),
+        (
+            {"strategy.compile": "layers", "adapter.kind": "lora", "adapter.base_bits": 4},
+            "strategy.compile=layers does not see through adapter.base_bits=4, whose weights are unpacked in "
+            "every product; use strategy.compile=none",
+        ),
+        (
+            {"strategy.compile": "layers", "strategy.activation_checkpointing": 2},
+            "strategy.compile=layers cannot cut around the attention of a layer that is computed again "
+            "(strategy.activation_checkpointing=2); set one of the two to none",
+        ),
         ({"export.form": "adapter"}, "export.form=adapter needs an adapter; use export.form=merged"),
         (
             {"strategy.offload_parameters": "cpu"},

@@ -9,6 +9,7 @@ from training.config.sources import DataConfig, Fraction, SourceConfig
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$", max_length=200)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Kernel = Literal["auto", "documents", "varlen", "flex", "flash_attention_2", "flash_attention_3"]
 
 
 class ModelConfig(Section):
@@ -35,9 +36,10 @@ class ModelConfig(Section):
     extra_tokens: list[str] = Field(
         description="words of the domain that become one token each; the embeddings grow with them"
     )
-    attention: Literal["auto", "documents", "varlen", "flash_attention_2"] = Field(
-        description="kernel that keeps packed documents apart. `documents`: one sdpa call per group of equal "
-        "lengths; auto: varlen on a GPU, documents on a CPU"
+    attention: Kernel = Field(
+        description="kernel that keeps packed documents apart. documents: one sdpa call per group of equal "
+        "lengths, anywhere; the others need a GPU, flash attention its package too. auto: varlen on a GPU in "
+        "bf16, else documents"
     )
 
 
@@ -96,8 +98,12 @@ class StrategyConfig(Section):
         description="neighbouring ranks that share the tokens of every pass, for rows too long for one "
         "(Ulysses, arXiv:2309.14509); divides the attention heads; 1: off"
     )
-    activation_checkpointing: Literal["none", "full"] = Field(
-        description="full: keep each layer's input only and compute it again in backward"
+    activation_checkpointing: Literal["none", "full", "offload"] | Annotated[int, Field(ge=2)] = Field(
+        description="full: keep each layer's input only and compute it again in backward; a number n: of "
+        "every n-th layer; offload: full, the inputs waiting in the host's memory"
+    )
+    compile: Literal["none", "layers"] = Field(
+        description="layers: torch.compile of each decoder layer around its attention"
     )
     deepspeed_extra: dict[str, Any] = Field(
         description="further keys of DeepSpeed's JSON, as +strategy.deepspeed_extra.KEY=VALUE; those that "

@@ -1,6 +1,7 @@
 """One optimizer step on DeepSpeed, its loss and gradient independent of how the batch is cut."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import deepspeed
@@ -13,7 +14,8 @@ from training.batch import BatchPlan
 from training.collectives import sum_over_ranks
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
-from training.engine.gradients import drop_gradients, find_gradient_norm
+from training.engine.gradients import drop_gradients, measure_gradient_norm, step_knowing
+from training.engine.layers import prepare_layers
 from training.engine.memory import MemoryAccount, MemoryMeter
 from training.engine.needs import check_needs
 from training.engine.seeds import seed_pass
@@ -73,13 +75,18 @@ class DeepSpeedEngine:
         terms = Terms(label_smoothing=config.loss.label_smoothing, z_loss=config.loss.z_loss)
         packed = PackedLanguageModel(model, sources=sources, terms=terms)
         packed.train()
+        stage = effective_stage(config.strategy.zero_stage, config.precision)
+        self._compiles = config.strategy.compile == "layers"
+        prepare_layers(model, zero_stage=stage, compile_layers=self._compiles)
         self._engine, *_ = deepspeed.initialize(
             model=packed,
             optimizer=build_optimizer(model, config.optimizer),
             config=build_deepspeed_config(config, place.plan, measure_shape(model)),
             dist_init_required=False,
         )
-        stage = effective_stage(config.strategy.zero_stage, config.precision)
+        if place.ranks.world_size == 1 and stage == 0:
+            # There is nobody to reduce with; DeepSpeed would copy all gradients together and apart again.
+            self._engine.enable_backward_allreduce = False
         self._shards = Shards(model, self._engine.optimizer, place.ranks, stage)
 
     def train_step(
@@ -100,13 +107,13 @@ class DeepSpeedEngine:
         targets, tokens = self._count(micro_batches)
         set_learning_rate(self._engine.optimizer, learning_rate)
         nats = self._accumulate(micro_batches, sum(targets), samples_seen, watch)
-        norm = find_gradient_norm(self._engine)
+        norm = measure_gradient_norm(self._engine)
         # The lead's norm counts: without ZeRO each rank measures its own copy of the same gradient.
-        *sums, norm = sum_over_ranks([*nats, norm if place.ranks.is_lead else 0.0], place.device)
+        *sums, told = sum_over_ranks([*nats, norm.value if place.ranks.is_lead else 0.0], place.device)
         self._meter.before_update(self._engine)
         result = StepResult(
             loss=sum(sums) / max(sum(targets), 1),
-            grad_norm=norm,
+            grad_norm=told,
             samples=place.plan.global_batch_size,
             tokens=tokens,
             targets=sum(targets),
@@ -116,7 +123,7 @@ class DeepSpeedEngine:
         accepted = accept(result)
         watch.lap(None)  # a save on its way may have kept it waiting
         if accepted:
-            self._engine.step()
+            step_knowing(self._engine, norm)
             self._meter.after_update(self._engine)
         else:
             drop_gradients(self._engine)
@@ -137,7 +144,8 @@ class DeepSpeedEngine:
         module = self._engine.module
         module.eval()
         try:
-            _, nats = module(batch.to(self._place.device), by_document=by_document)
+            with self._without_compiling():
+                _, nats = module(batch.to(self._place.device), by_document=by_document)
         finally:
             module.train()
         return [float(value) for value in nats.tolist()]
@@ -151,10 +159,15 @@ class DeepSpeedEngine:
         module = self._engine.module
         module.eval()
         try:
-            logits: Tensor = module(batch.to(self._place.device), ask="alone" if alone else "logits")
+            with self._without_compiling():
+                logits: Tensor = module(batch.to(self._place.device), ask="alone" if alone else "logits")
         finally:
             module.train()
         return logits
+
+    def _without_compiling(self) -> AbstractContextManager[object]:
+        """Held-out batches are of all lengths, and compiled layers would be compiled anew for each."""
+        return torch.compiler.set_stance("force_eager") if self._compiles else nullcontext()
 
     def _accumulate(
         self, micro_batches: Sequence[Batch], targets: int, samples_seen: int, watch: Stopwatch

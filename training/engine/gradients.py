@@ -6,8 +6,9 @@ was accumulated each optimizer's own way is used, the one it has for overflows.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,33 +18,59 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 
-def find_gradient_norm(engine: Any) -> float:
-    """Measure the accumulated gradient's L2 norm before clipping, between the last backward and the step.
+@dataclass(frozen=True, slots=True)
+class GradientNorm:
+    """The accumulated gradient's L2 norm, and how DeepSpeed is told of it."""
 
-    Collective.
+    value: float
+    """Over all parameters and ranks, before clipping; infinite where a gradient is not finite."""
+
+    owner: Any
+    """Who would measure it again in order to clip."""
+
+    answers: dict[str, Callable[..., Any]]
+    """What takes the place of the owner's own measurements."""
+
+
+def measure_gradient_norm(engine: Any) -> GradientNorm:
+    """Measure the accumulated gradient between the last backward and the step. Collective.
 
     Args:
         engine: DeepSpeed's.
-
-    Returns:
-        The norm over all parameters and ranks; infinite where a gradient is not finite.
     """
     optimizer = engine.optimizer
     match optimizer:
         case DeepSpeedZeroOptimizer():
             if hasattr(optimizer, "_wait_for_offload_copies"):  # not in every 0.19
                 optimizer._wait_for_offload_copies()
-            norms = [optimizer.scaled_global_norm()]
+            norm = optimizer.scaled_global_norm()
+            return GradientNorm(_sum_up([norm]), optimizer, {"scaled_global_norm": lambda *_, **__: norm})
         case DeepSpeedZeroOptimizer_Stage3():
             norms = optimizer._get_norm_groups()
+            return GradientNorm(_sum_up(norms), optimizer, {"_get_norm_groups": lambda: norms})
         case BF16_Optimizer():
             gradients, _ = optimizer.get_grads_for_norm()
-            norms = [get_global_norm_of_tensors(gradients, mpu=optimizer.mpu)]
-        case _:
-            # Each in fp32: in bf16 the norm itself would have three digits.
-            gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-            each = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-            norms = [torch.linalg.vector_norm(torch.stack(each))] if each else [0.0]
+            return GradientNorm(
+                _sum_up([get_global_norm_of_tensors(gradients, mpu=optimizer.mpu)]), optimizer, {}
+            )
+    parameters = [p for p in engine.module.parameters() if p.grad is not None]
+    # Each in fp32: in bf16 the norm itself would have three digits.
+    each = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters]
+    whole = torch.linalg.vector_norm(torch.stack(each)) if each else torch.zeros(())
+
+    def clip() -> None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, engine.gradient_clipping(), whole)
+
+    return GradientNorm(_sum_up([whole]), engine, {"clip_fp32_gradients": clip})
+
+
+def step_knowing(engine: Any, norm: GradientNorm) -> None:
+    """Step, clipping by the norm that was measured; DeepSpeed would measure it again. Collective."""
+    with _replaced(norm.owner, norm.answers):
+        engine.step()
+
+
+def _sum_up(norms: Sequence[Any]) -> float:
     values = [float(norm) for norm in norms]
     # DeepSpeed says -1 where a norm is not finite.
     if any(value < 0 or not math.isfinite(value) for value in values):
@@ -88,7 +115,7 @@ def _do_nothing(*_: object) -> None:
 
 
 @contextmanager
-def _replaced(target: Any, others: dict[str, Callable[..., bool | None] | bool]) -> Iterator[None]:
+def _replaced(target: Any, others: Mapping[str, Any]) -> Iterator[None]:
     """Let some attributes of one object be others for a while."""
     own = {name: vars(target)[name] for name in others if name in vars(target)}
     vars(target).update(others)

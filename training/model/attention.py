@@ -1,5 +1,7 @@
 """Attention in which the documents of a packed row do not see each other, without a dense mask."""
 
+import functools
+import importlib.util
 import inspect
 import itertools
 from collections.abc import Iterator, Sequence
@@ -8,144 +10,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from training.errors import ModelError
+from training.model.documents import attend_documents, check_window, group_documents
 from training.model.sequence_parallel import Team, across_team
 
 DOCUMENTS = "metier_documents"
 VARLEN = "metier_varlen"
+FLEX = "metier_flex"
 FLASH = "flash_attention_2"
+FLASH_3 = "flash_attention_3"
 
-_SHARED_LENGTH = 0.75
-"""Documents at least this long, as a fraction of the longest of their group, share one call."""
-_SHORT = 32
-"""Documents up to this many tokens share one call whatever they fill of it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DocumentGroups:
-    """The documents of a batch, sorted by length into groups that one sdpa call each can take.
-
-    N tokens; P >= N of them once every document is padded to the longest of its group.
-    """
-
-    gather: Tensor
-    """int64 [P]: the token that stands at each padded place."""
-
-    scatter: Tensor
-    """int64 [N]: the padded place of each token."""
-
-    shapes: tuple[tuple[int, int], ...]
-    """Documents x padded length of each group; their products sum up to P."""
-
-    longest: int
-    """Tokens of the longest document."""
-
-
-def group_documents(bounds: Sequence[int], device: torch.device) -> DocumentGroups:
-    """Group documents of nearly equal length.
-
-    Args:
-        bounds: Where each document begins, and N at the end: ``Batch.document_bounds``.
-        device: Where attention runs.
-    """
-    starts = torch.tensor(bounds[:-1], dtype=torch.int64)
-    lengths = torch.tensor(bounds[1:], dtype=torch.int64) - starts
-    order = torch.argsort(lengths, descending=True, stable=True)
-    order = order[lengths[order] > 0]
-    gather, shapes, scatter, place = [], [], torch.empty(bounds[-1], dtype=torch.int64), 0
-    for first, last in _cut(lengths[order].tolist()):
-        members = order[first:last]
-        length = int(lengths[members[0]])
-        offsets = torch.arange(length)
-        real = offsets < lengths[members, None]
-        # A padded place repeats the document's last token. It comes after all real ones, so that causal
-        # attention never shows it to them, and nobody reads what it computes.
-        tokens = starts[members, None] + torch.minimum(offsets, lengths[members, None] - 1)
-        places = place + torch.arange(len(members) * length).view(len(members), length)
-        scatter[tokens[real]] = places[real]
-        gather.append(tokens.flatten())
-        shapes.append((len(members), length))
-        place += len(members) * length
-    return DocumentGroups(
-        gather=torch.cat(gather).to(device, non_blocking=True),
-        scatter=scatter.to(device, non_blocking=True),
-        shapes=tuple(shapes),
-        longest=int(lengths.max()),
-    )
-
-
-def _cut(lengths: list[int]) -> Iterator[tuple[int, int]]:
-    """Cut descending lengths into groups; yields first and one past the last."""
-    first = 0
-    for index, length in enumerate(lengths):
-        longest = lengths[first]
-        if longest > _SHORT and length < _SHARED_LENGTH * longest:
-            yield first, index
-            first = index
-    if lengths:
-        yield first, len(lengths)
-
-
-@across_team
-def attend_documents(  # noqa: PLR0913 - the signature is transformers'
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    documents: DocumentGroups | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention within each document: one sdpa call per group of nearly equal lengths.
-
-    Without ``documents`` (a plain forward or generate()) this is transformers' own sdpa attention.
-
-    Args:
-        module: The attention layer.
-        query: [1, heads, N, head_dim].
-        key: [1, kv_heads, N, head_dim].
-        value: [1, kv_heads, N, head_dim].
-        attention_mask: What ``mask_documents`` gave; None with ``documents``.
-        dropout: Of the attention weights.
-        scaling: Of the scores; None: 1 / sqrt(head_dim).
-        documents: Where the documents lie, from ``group_documents``.
-        **kwargs: What transformers hands to every attention function.
-
-    Returns:
-        [1, N, heads, head_dim], and None in place of the weights.
-    """
-    if documents is None:
-        output: Tensor = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )[0]
-        return output, None
-    _check_window(documents.longest, kwargs.get("sliding_window"))
-    repeats = query.shape[1] // key.shape[1]
-    rows = [tensor[0].transpose(0, 1).index_select(0, documents.gather) for tensor in (query, key, value)]
-    outputs, place = [], 0
-    for count, length in documents.shapes:
-        q, k, v = (_cut_group(row, place, count, length) for row in rows)
-        if repeats > 1:
-            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-        output = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True)
-        outputs.append(output.transpose(1, 2).flatten(0, 1))
-        place += count * length
-    return torch.cat(outputs).index_select(0, documents.scatter)[None], None
-
-
-def _cut_group(row: Tensor, place: int, count: int, length: int) -> Tensor:
-    """[P, heads, head_dim] -> [count, heads, length, head_dim]."""
-    rows = row.narrow(0, place, count * length)
-    return rows.view(count, length, *row.shape[1:]).transpose(1, 2)
+_KERNELS = {"varlen": VARLEN, "flex": FLEX, "flash_attention_2": FLASH, "flash_attention_3": FLASH_3}
+_PACKAGES = {FLASH: ("flash_attn", "flash-attn"), FLASH_3: ("flash_attn_interface", "flash-attn-3")}
+"""What a kernel is imported from, and the package that brings it."""
 
 
 @across_team
@@ -179,7 +62,8 @@ def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
 
     if max_length_q is None:
         raise ModelError("attention varlen needs max_length_q beside cu_seq_lens_q")
-    _check_window(max_length_q, kwargs.get("sliding_window"))
+    check_window(max_length_q, kwargs.get("sliding_window"))
+    _refuse_dropout("varlen", dropout)
     known = inspect.signature(varlen_attn).parameters
     options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     repeats = query.shape[1] // key.shape[1]
@@ -192,6 +76,71 @@ def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     attended: Any = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
     return attended[None], None
+
+
+@across_team
+def attend_flex(  # noqa: PLR0913 - the signature is transformers'
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    document_mask: "DocumentMask | None" = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each document by torch's flex attention, compiled on a GPU.
+
+    Tested against ``attend_documents`` on a CPU, where torch computes it in plain steps, forward alone; its
+    compiled kernel has not run yet. Shapes as in ``attend_documents``.
+    """
+    if document_mask is None:
+        output: Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )[0]
+        return output, None
+    check_window(document_mask.longest, kwargs.get("sliding_window"))
+    _refuse_dropout("flex", dropout)
+    attend = _compiled_flex() if query.device.type == "cuda" else flex_attention
+    attended: Any = attend(
+        query,
+        key,
+        value,
+        block_mask=document_mask.blocks,
+        scale=scaling,
+        enable_gqa=query.shape[1] > key.shape[1],
+    )
+    return attended.transpose(1, 2), None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentMask:
+    """Which blocks of queries and keys flex attention looks at."""
+
+    blocks: BlockMask
+    longest: int
+    """Tokens of the longest document."""
+
+
+def mask_flex(bounds: Sequence[int], device: torch.device) -> DocumentMask:
+    """Describe a batch's documents to flex attention; no N x N mask is kept."""
+    edges = torch.tensor(bounds, dtype=torch.int64)
+    lengths = edges[1:] - edges[:-1]
+    owners = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device, non_blocking=True)
+
+    def sees(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (owners[query] == owners[key]) & (query >= key)
+
+    total = bounds[-1]
+    blocks = create_block_mask(sees, None, None, total, total, device=device)
+    return DocumentMask(blocks=blocks, longest=int(lengths.max()))
+
+
+@functools.cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention)
 
 
 def mask_documents(
@@ -209,18 +158,29 @@ def mask_documents(
 
 
 def register_attention() -> None:
-    """Make ``metier_documents`` and ``metier_varlen`` known to transformers; harmless when repeated."""
-    AttentionInterface.register(DOCUMENTS, attend_documents)
-    AttentionInterface.register(VARLEN, attend_varlen)
-    AttentionMaskInterface.register(DOCUMENTS, mask_documents)
-    AttentionMaskInterface.register(VARLEN, mask_documents)
+    """Make our kernels known to transformers; harmless when repeated."""
+    for name, attend in _ATTEND.items():
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, mask_documents)
+
+
+def compile_around_attention(layers: Sequence[nn.Module]) -> None:
+    """Have torch compile each layer at its first pass, in two pieces: before its attention and after it.
+
+    Documents cut attention differently in each batch, so that compiled it would be compiled again and again;
+    what lies around it sees the same number of tokens in every pass.
+    """
+    for name, attend in _ATTEND.items():
+        AttentionInterface.register(name, torch.compiler.disable(attend))  # type: ignore[no-untyped-call]
+    for layer in layers:
+        layer.compile(dynamic=False)
 
 
 def choose_attention(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """Translate ``model.attention`` to the name that transformers knows.
 
     Raises:
-        ModelError: The kernel does not run on this device.
+        ModelError: The kernel does not run on this device, or its package is missing.
     """
     on_gpu = device.type == "cuda"
     if name == "auto":
@@ -230,7 +190,13 @@ def choose_attention(name: str, device: torch.device, dtype: torch.dtype = torch
         return DOCUMENTS
     if not on_gpu:
         raise ModelError(f"model.attention={name} needs a GPU; use model.attention=documents or auto")
-    return VARLEN if name == "varlen" else FLASH
+    kernel = _KERNELS[name]
+    module, package = _PACKAGES.get(kernel, (None, None))
+    if module and importlib.util.find_spec(module) is None:
+        raise ModelError(
+            f"model.attention={name} needs the package {package}; install it, or use model.attention=auto"
+        )
+    return kernel
 
 
 def name_attention(implementation: str) -> str:
@@ -258,7 +224,9 @@ def build_attention_inputs(
     shared = {} if team is None else {"team": team}
     if implementation == DOCUMENTS:
         return {"documents": group_documents(bounds, device)} | shared
-    if implementation not in {VARLEN, FLASH}:
+    if implementation == FLEX:
+        return {"document_mask": mask_flex(bounds, device)} | shared
+    if implementation not in {VARLEN, FLASH, FLASH_3}:
         raise ModelError(
             f"the attention {implementation} lets packed documents see each other; build the model with "
             "model.attention=auto"
@@ -297,9 +265,12 @@ def generating(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         model.train(training)
 
 
-def _check_window(longest: int, window: int | None) -> None:
-    if window is not None and longest > window:
+def _refuse_dropout(name: str, dropout: float) -> None:
+    if dropout > 0:
         raise ModelError(
-            f"a document of {longest} tokens is longer than the model's sliding window of {window}; "
-            f"use batch.sequence_length={window} or less"
+            f"the attention {name} has no dropout, and the model's attention_dropout is {dropout}; use "
+            "model.attention=documents"
         )
+
+
+_ATTEND = {DOCUMENTS: attend_documents, VARLEN: attend_varlen, FLEX: attend_flex}

@@ -11,9 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from training.config.schema import AdapterConfig, ModelConfig
 from training.errors import ModelError, first_line
+from training.model.activations import checkpoint_activations
 from training.model.adapter import attach_adapter, check_new_rows, freeze_parts
 from training.model.attention import choose_attention, register_attention
 from training.model.folder import find_model_folder
+from training.model.products import widen_products
 from training.model.quiet import quiet_upstream
 from training.model.tokenizer import load_tokenizer
 from training.model.vocabulary import fit_embeddings
@@ -29,7 +31,7 @@ def build_model(
     precision: str,
     device: torch.device,
     seed: int,
-    activation_checkpointing: str,
+    activation_checkpointing: str | int,
 ) -> PreTrainedModel | PeftModel:
     """Load the base, attach the adapter, choose the attention. The same call gives the same on every rank.
 
@@ -39,7 +41,7 @@ def build_model(
         precision: ``bf16`` or ``fp32``: dtype of all weights that are not 4-bit, and of 4-bit arithmetic.
         device: Where the model lies when this returns.
         seed: Of the adapter's first values (its A matrices; B begins at 0).
-        activation_checkpointing: ``none``, or ``full``: each layer is computed again in backward.
+        activation_checkpointing: Which layers are computed again in backward, and where their input waits.
 
     Raises:
         ModelError: The folder is missing, the architecture is unknown or cannot be packed, or a name in
@@ -52,11 +54,10 @@ def build_model(
     return train_parts(base, adapter, dtype=DTYPES[precision], seed=seed, grown=grown)
 
 
-def prepare_forward(base: PreTrainedModel, activation_checkpointing: str) -> None:
+def prepare_forward(base: PreTrainedModel, activation_checkpointing: str | int) -> None:
     """Set how a forward pass of training goes: no key-value cache, layers computed again where asked."""
     base.config.use_cache = False
-    if activation_checkpointing == "full":
-        enable_activation_checkpointing(base)
+    checkpoint_activations(base, activation_checkpointing)
 
 
 def train_parts(
@@ -74,6 +75,7 @@ def train_parts(
         built = attach_adapter(base, adapter, dtype=dtype, seed=seed)
     if grown:
         check_new_rows(built)
+    widen_products(built)
     return built
 
 
@@ -162,16 +164,6 @@ def read_config(folder: str) -> Any:
         if isinstance(error, ValueError | KeyError):
             where = "has an architecture that this transformers does not know"
         raise ModelError(f"{folder} {where} ({first_line(error)}); check model.path") from error
-
-
-def enable_activation_checkpointing(base: PreTrainedModel) -> None:
-    """Compute each layer again in backward, keeping its input only; without re-entering autograd."""
-    options = {"use_reentrant": False}
-    # transformers renamed it; the older name warns since.
-    if hasattr(base, "activation_checkpointing_enable"):
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -5,10 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
+
+from training.model.products import is_slow
 
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
-"""Logits held at once: 32 MiB in fp32 on a CPU, near its caches; 256 MiB on a GPU, for wide products."""
+"""Logits held at once: 32 MiB in fp32 on a CPU, 256 MiB on a GPU; more where these are too few rows."""
+
+_LEAST_ROWS = 256
+"""Rows multiplied at once: each chunk adds to the whole gradient of the output layer, which must pay."""
+
+_TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+"""Logits whose softmax is taken at once: 4 MiB stay in a CPU's cache from the first reading to the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +84,9 @@ def linear_cross_entropy_per_row(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
 ) -> Tensor:
     """Give each row's own cross-entropy, [T]; shapes and dtypes as above. No gradient."""
-    rows = _rows_per_chunk(weight)
+    rows = _rows_per_tile(weight)
     losses = [
-        _chunk_loss(_logits(hidden_rows, weight, bias), target_rows)[0]
+        _log_softmax(torch.nn.functional.linear(hidden_rows, weight, bias), target_rows[:, None])[1]
         for hidden_rows, target_rows in zip(
             torch.split(hidden, rows), torch.split(targets, rows), strict=True
         )
@@ -106,24 +114,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wanted[2] else None
         sums = torch.zeros(1 if groups is None else groups.count, dtype=torch.float64, device=hidden.device)
         beside = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        rows = _rows_per_chunk(weight)
+        rows, tile = _rows_per_chunk(weight), _rows_per_tile(weight)
+        room = weight.new_empty(min(rows, hidden.shape[0]), weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part = hidden[start : start + rows]
-            losses, logits, log_sums = _chunk_loss_parts(part, weight, bias, targets[start : start + rows])
-            sums += _sum_by_group(losses, groups, start)
-            if terms != PLAIN:
-                beside += _sum_terms(losses, logits, log_sums, terms)
-            if not any(wanted):
-                continue
-            slope = _slope(logits, log_sums, targets[start : start + rows], terms)
-            if grad_bias is not None:
-                grad_bias += slope.sum(0)
-            slope = slope.to(hidden.dtype)
+            logits = _multiply(part, weight, bias, room[: part.shape[0]])
+            for first in range(0, part.shape[0], tile):
+                chosen = targets[start + first : start + min(first + tile, rows), None]
+                log_chances, losses, log_sums = _log_softmax(logits[first : first + tile], chosen)
+                sums += _sum_by_group(losses, groups, start + first)
+                if terms != PLAIN:
+                    beside += _sum_terms(losses, log_chances, log_sums, terms)
+                if any(wanted):
+                    slope = _slope(log_chances, log_sums, chosen, terms)
+                    logits[first : first + tile] = slope
+                    if grad_bias is not None:
+                        grad_bias += slope.sum(0)
+            # Of the logits nothing is left by now but their gradient.
             if grad_hidden is not None:
-                torch.mm(slope, weight, out=grad_hidden[start : start + rows])
+                grad_hidden[start : start + rows] = _product(logits, weight)
             if grad_weight is not None:
-                grad_weight += slope.T @ part
-        ctx.save_for_backward(
+                _add_product(grad_weight, logits, part)
+        # Kept here and not among the saved tensors: backward scales them where they lie.
+        ctx.gradients = (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
@@ -133,9 +146,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients: tuple[Tensor | None, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
-        scaled = [None if part is None else part * upstream.to(part.dtype) for part in gradients]
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradients of this loss were handed out by an earlier backward")
+        scaled = [None if part is None else part.mul_(upstream.to(part.dtype)) for part in gradients]
         return (*scaled, None, None, None, None)
 
 
@@ -149,51 +164,71 @@ def _sum_by_group(losses: Tensor, groups: Groups | None, start: int) -> Tensor:
     return chosen.double() @ losses.double()
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[rows, V] in fp32, or fp64."""
-    logits = torch.nn.functional.linear(hidden, weight, bias)
-    return logits.to(_wide(logits.dtype))
+def _multiply(hidden: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    """Fill ``room`` with the logits of some rows, [rows, V]."""
+    if is_slow(weight):
+        room.copy_(hidden.float() @ weight.float().T)
+    else:
+        torch.mm(hidden, weight.T, out=room)
+    return room if bias is None else room.add_(bias)
 
 
-def _chunk_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Give -log softmax at the targets [rows], and the log of the softmax's sum [rows, 1]."""
-    log_sums = logits.logsumexp(dim=-1, keepdim=True)
-    return (log_sums - logits.gather(1, targets[:, None]))[:, 0], log_sums
+def _product(slope: Tensor, weight: Tensor) -> Tensor:
+    return slope.float() @ weight.float() if is_slow(weight) else slope @ weight
 
 
-def _chunk_loss_parts(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    logits = _logits(hidden, weight, bias)
-    losses, log_sums = _chunk_loss(logits, targets)
-    return losses, logits, log_sums
+def _log_softmax(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Give log softmax [rows, V], -log softmax at ``chosen`` [rows, 1]: [rows]; log of the sum [rows, 1].
+
+    torch's own reads each row while it lies in the cache; built of its parts, every part reads all rows.
+    """
+    log_chances = torch.log_softmax(logits, dim=-1, dtype=_wide(logits.dtype))
+    log_chance = log_chances.gather(1, chosen)
+    return log_chances, -log_chance[:, 0], logits.gather(1, chosen) - log_chance
 
 
-def _sum_terms(losses: Tensor, logits: Tensor, log_sums: Tensor, terms: Terms) -> Tensor:
+def _sum_terms(losses: Tensor, log_chances: Tensor, log_sums: Tensor, terms: Terms) -> Tensor:
     """Sum what ``terms`` add to the cross-entropy of some rows, in fp64.
 
     Smoothed: (1 - s) x loss + s x the mean over the vocabulary of -log softmax.
     """
     added = terms.z_loss * log_sums[:, 0].double().square()
     if terms.label_smoothing:
-        even = log_sums[:, 0] - logits.mean(dim=-1)
+        even = -log_chances.mean(dim=-1)
         added += terms.label_smoothing * (even.double() - losses.double())
     return added.sum()
 
 
-def _slope(logits: Tensor, log_sums: Tensor, targets: Tensor, terms: Terms) -> Tensor:
-    """Turn logits, in place, into d(what is minimised) / d(logits): softmax minus target, and the terms'."""
-    slope = logits.sub_(log_sums).exp_()
+def _slope(log_chances: Tensor, log_sums: Tensor, chosen: Tensor, terms: Terms) -> Tensor:
+    """Turn log softmax, in place, into d(what is minimised) / d(logits)."""
+    slope = log_chances.exp_()
     if terms.z_loss:
         slope *= 1 + 2 * terms.z_loss * log_sums
     if terms.label_smoothing:
-        slope -= terms.label_smoothing / logits.shape[1]
-    return slope.scatter_add_(1, targets[:, None], torch.full_like(log_sums, terms.label_smoothing - 1))
+        slope -= terms.label_smoothing / slope.shape[1]
+    return slope.scatter_add_(1, chosen, torch.full_like(log_sums, terms.label_smoothing - 1))
+
+
+def _add_product(total: Tensor, slope: Tensor, part: Tensor) -> None:
+    """Add slope.T @ part to ``total`` [V, H]."""
+    if total.dtype == slope.dtype:
+        total.addmm_(slope.T, part)
+    elif is_slow(slope):
+        total.addmm_(slope.T.float(), part.float())
+    else:
+        total += slope.T @ part
 
 
 def _rows_per_chunk(weight: Tensor) -> int:
-    elements = _CHUNK_ELEMENTS.get(weight.device.type, _CHUNK_ELEMENTS["cuda"])
-    return max(1, elements // weight.shape[0])
+    return max(_LEAST_ROWS, _elements(_CHUNK_ELEMENTS, weight) // weight.shape[0])
+
+
+def _rows_per_tile(weight: Tensor) -> int:
+    return max(1, _elements(_TILE_ELEMENTS, weight) // weight.shape[0])
+
+
+def _elements(table: dict[str, int], weight: Tensor) -> int:
+    return table.get(weight.device.type, table["cuda"])
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

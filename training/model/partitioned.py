@@ -56,7 +56,7 @@ def build_partitioned_model(
     precision: str,
     share_out: Callable[[PreTrainedModel], Partition],
     seed: int,
-    activation_checkpointing: str,
+    activation_checkpointing: str | int,
 ) -> tuple[PreTrainedModel | PeftModel, str | None]:
     """Build the model that ``build_model`` builds, its base's parameters shared out among the ranks.
 

@@ -10,16 +10,20 @@ from training.model.packed import base_of
 
 def measure_shape(model: PreTrainedModel | PeftModel) -> ModelShape:
     """Count a model's elements, also where ZeRO-3 has cut them; of 4-bit weights those that hold them."""
-    base = base_of(model)
-    lists = [module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)]
-    layers = list(lists[0]) if lists else [base]
     adapters = [_elements(p) for name, p in model.named_parameters() if "lora_" in name]
     return ModelShape(
         parameters=_count(model),
-        layer=max(map(_count, layers)),
-        hidden=int(base.get_input_embeddings().embedding_dim),
+        layer=max(map(_count, find_layers(model))),
+        hidden=int(base_of(model).get_input_embeddings().embedding_dim),
         adapter=max(adapters, default=0),
     )
+
+
+def find_layers(model: PreTrainedModel | PeftModel) -> list[nn.Module]:
+    """Find the repeated layers; a model without any is one layer."""
+    base = base_of(model)
+    lists = [module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    return list(lists[0]) if lists else [base]
 
 
 def _count(module: nn.Module) -> int:

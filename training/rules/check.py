@@ -20,6 +20,7 @@ def check_rules(config: RunConfig) -> None:
     _check_model(config)
     _check_adapter(config)
     check_strategy(config)
+    _check_compile(config)
     _check_schedule(config)
     _check_loop(config)
     _check_mixture(config)
@@ -62,6 +63,23 @@ def _check_adapter(config: RunConfig) -> None:
         )
     if config.export.form == "adapter" and config.adapter.kind == "none":
         raise ConfigError("export.form=adapter needs an adapter; use export.form=merged")
+
+
+def _check_compile(config: RunConfig) -> None:
+    strategy = config.strategy
+    if strategy.compile == "none":
+        return
+    if config.adapter.base_bits == 4:  # noqa: PLR2004
+        raise ConfigError(
+            "strategy.compile=layers does not see through adapter.base_bits=4, whose weights are unpacked in "
+            "every product; use strategy.compile=none"
+        )
+    if strategy.activation_checkpointing != "none":
+        raise ConfigError(
+            "strategy.compile=layers cannot cut around the attention of a layer that is computed again "
+            f"(strategy.activation_checkpointing={strategy.activation_checkpointing}); set one of the two to "
+            "none"
+        )
 
 
 def _check_schedule(config: RunConfig) -> None:

@@ -98,10 +98,10 @@ def check_strategy(config: RunConfig) -> None:
     if verdict.kind == "refused" or (verdict.kind == "needs a GPU" and not on_gpu):
         raise ConfigError(verdict.reason)
     strategy, ranks = config.strategy, find_world_size(config.cluster)
-    if strategy.sequence_parallel_size > 1 and config.model.attention == "flash_attention_2":
+    if strategy.sequence_parallel_size > 1 and config.model.attention.startswith("flash_attention"):
         raise ConfigError(
             f"strategy.sequence_parallel_size={strategy.sequence_parallel_size} does not go with "
-            "model.attention=flash_attention_2, which sees a rank's own tokens alone; use "
+            f"model.attention={config.model.attention}, which sees a rank's own tokens alone; use "
             "model.attention=auto"
         )
     if "nvme" in {strategy.offload_optimizer, strategy.offload_parameters} and strategy.nvme_path is None:
