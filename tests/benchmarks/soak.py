@@ -34,6 +34,10 @@ from training.metrics.journal import read_journal, read_lines
 
 TIMES = {"time", "incarnation", "tokens_per_second", "tokens_per_second_per_gpu", "memory_peak_bytes"}
 DISK_BYTES = 96 << 20
+PATIENCE_SECONDS = 10
+CACHE = "torchinductor"
+"""torch's cache of compiled code, for all that comes after."""
+
 SHARED = Path("/dev/shm")  # noqa: S108
 
 
@@ -53,8 +57,9 @@ def suffer(soak: Soak, minutes: float, every: float) -> None:
         soak.blows.append(Blow(name, time.time(), soak.furthest()))
         FAULTS[name](soak)
     while True:
-        soak.live()
-        while soak.live().step() == 0:
+        # Further than ever, so that the last checkpoint comes after every line of the journal.
+        furthest = soak.furthest()
+        while soak.live().step() <= furthest:
             time.sleep(0.1)
         stop(soak)
         if soak.outcome() == "STOPPED":
@@ -124,8 +129,10 @@ def find_leftovers(soak: Soak, shared: set[str]) -> list[str]:
     """Name processes, shared memory and half-written or temporary files that are left."""
     prefix = f"{MARK}={soak.folder}.".encode()
     left = [f"process {pid}" for pid in marked(lambda word: word.startswith(prefix))]
-    left += sorted(names_in(SHARED) - shared - held_by_others())
-    left += sorted(names_in(temporary_folder(soak.folder)))
+    orphans = names_in(SHARED) - shared - held_by_others()
+    time.sleep(PATIENCE_SECONDS)  # others come and go meanwhile
+    left += sorted(orphans & names_in(SHARED) - held_by_others())
+    left += sorted(name for name in names_in(temporary_folder(soak.folder)) if not name.startswith(CACHE))
     for pattern in (".staging_*", ".trash_*", "*.partial", ".claim.*", "torchrun", "filler"):
         left += [str(path.relative_to(soak.folder)) for path in soak.folder.rglob(pattern)]
     return left

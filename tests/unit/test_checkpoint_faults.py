@@ -106,6 +106,22 @@ def test_the_state_may_change_once_it_is_copied_and_the_wait_for_it_is_told(tmp_
     assert load(tmp_path) == (1, 1.0)
 
 
+def test_a_copy_that_fails_is_told_and_the_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no memory left")
+
+    events = Events()
+    store = open_fake_store(tmp_path, FakeEngine(1.0), events=events)
+    monkeypatch.setattr("training.checkpoint.share.HostBuffer.copy", fail)
+    store.save(at(1))
+    store.wait_until_copied()
+    wait_until_told(store, events)
+    assert events.kinds == ["save_failed", "note"]
+    assert "rank 0 cannot copy its state: no memory left" in events.notes[0]
+
+
 def test_a_failure_in_the_background_is_told_at_the_next_step_and_training_goes_on(
     tmp_path: Path,
 ) -> None:

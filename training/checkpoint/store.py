@@ -92,8 +92,8 @@ class CheckpointStore:
             StorageError: Only of a final save: a rank could not write; older checkpoints are untouched.
             FencedError: A newer start has taken the run over.
         """
-        self._land()
         started = time.perf_counter()
+        self._land()
         share = self._plan()
         size = 0 if isinstance(share, StorageError) else share.size
         flight = self._flight = _Flight(Moment(progress=progress, score=score), size)
@@ -188,7 +188,8 @@ class CheckpointStore:
         if not isinstance(share, StorageError):
             try:
                 share = self._buffer.copy(share, ready)
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:
+                # Whatever it is: the training waits for the copy, and the other ranks for this one's word.
                 share = self._explain(error)
         flight.copied.set()
         self._write(flight, share)
