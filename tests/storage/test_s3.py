@@ -70,8 +70,14 @@ def faults(server: tuple[int, Faults]) -> Faults:
 
 
 def open_cached(cache: Path, **changes: object) -> Corpus:
-    values = {"cache_path": str(cache), "cache_bytes": 10**9, "ahead_steps": 2, "fetch_attempts": 4}
-    return open_corpus(URL, "train", LoaderConfig.model_validate({**values, **changes}))
+    values: dict[str, object] = {
+        "cache_path": str(cache),
+        "cache_bytes": 10**9,
+        "ahead_steps": 2,
+        "fetch_attempts": 4,
+    }
+    values |= {"model_cache_path": None, "model_cache_bytes": 1}
+    return open_corpus(URL, "train", LoaderConfig.model_validate(values | changes))
 
 
 def open_stream(

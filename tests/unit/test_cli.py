@@ -131,7 +131,8 @@ def test_a_dry_run_says_the_batch_in_words(tmp_path: Path, capsys: pytest.Captur
     assert "2,048 tokens per step (samples of 256), 16,384 in 8 steps" in said
     assert "rises to 0.003 over 2 steps, then falls along half a cosine to 0.0003 at step 8" in said
     assert '"train_batch_size": 8' in said
-    assert f"--nproc-per-node=2 -m training.worker {tmp_path}/runs/tiny_smoke" in said
+    assert "--nproc-per-node=2 " in said
+    assert f" -m training.worker {tmp_path}/runs/tiny_smoke" in said
 
 
 def test_a_run_on_several_hosts_says_what_to_run_on_each(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,8 +24,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def loader(tmp_path: Path, **changes: object) -> LoaderConfig:
-    values = {"cache_path": str(tmp_path / "cache"), "cache_bytes": 10**9, "ahead_steps": 2}
-    return LoaderConfig.model_validate({**values, "fetch_attempts": 2, **changes})
+    values: dict[str, object] = {
+        "cache_path": str(tmp_path / "cache"),
+        "cache_bytes": 10**9,
+        "ahead_steps": 2,
+    }
+    values |= {"fetch_attempts": 2, "model_cache_path": None, "model_cache_bytes": 1}
+    return LoaderConfig.model_validate(values | changes)
 
 
 def every_document(corpus: Corpus) -> list[tuple[str, str, list[int], list[bool]]]:
