@@ -12,7 +12,7 @@ def widen_products(model: nn.Module) -> None:
     """Let the linear layers of a bf16 model on such a CPU multiply in fp32, and round what comes out to bf16.
 
     That is what bf16 instructions do: exact products of bf16 numbers, summed in fp32. torch's own way without
-    them takes about four times as long as fp32.
+    them takes about four times as long.
     """
     for module in model.modules():
         if type(module) is nn.Linear and is_slow(module.weight):
