@@ -80,6 +80,12 @@ def test_of_two_ranks_that_race_one_copies_and_both_read_the_same_file(source: P
     assert len({inode for _, inode in told}) == 1
 
 
+def test_a_rank_that_reads_keeps_none_waiting_that_comes_later(source: Path, cache: Path) -> None:
+    with staged(source, cache, LIMIT):
+        later = start(source, cache, "go")
+        assert later.communicate(timeout=120)[0].startswith("0 ")
+
+
 def test_when_the_rank_that_copies_is_killed_the_one_that_waits_copies_anew(
     source: Path, cache: Path
 ) -> None:

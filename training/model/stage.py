@@ -1,8 +1,10 @@
 """The node's own copy of a model folder: made once, complete or absent, shared by all processes of the node.
 
-What keeps processes apart is flock alone, which the kernel takes back from whoever is killed: who copies
-holds the copy's lock, and the others wait for it; who reads shares it, so that nobody evicts what is being
-read. flock needs a file system of this machine, which a cache should be on anyway.
+What keeps processes apart is flock alone, which the kernel takes back from whoever is killed. A copy has two
+locks: who looks whether it is there, makes it or evicts it holds the first alone; who reads it shares the
+second, so that nobody evicts it. The first is held for no longer than that: ranks that read must not keep one
+waiting that comes later, or they would wait for each other in the next collective. flock needs a file system
+of this machine, which a cache should be on anyway.
 """
 
 import contextlib
@@ -23,7 +25,9 @@ from training.model.folder import find_model_folder
 
 _RECORD = ".metier_copy.json"
 _PARTIAL = ".partial"
+_MAKING = ".making"
 _ROOM = "room"
+_LOCKS = "locks"
 _CHUNK_BYTES = 1 << 22
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -55,24 +59,18 @@ def staged(source: Path, cache: Path, limit_bytes: int) -> Iterator[Copy]:
         StorageError: There is no room, or the disk refuses.
     """
     sizes, name = _look_at(source)
-    with _telling(cache):
-        (cache / "locks").mkdir(parents=True, exist_ok=True)
-        lock = _lock(cache, name, fcntl.LOCK_EX)
+    copied = 0
+    with _telling(cache), _locked(cache, name + _MAKING, fcntl.LOCK_EX):
+        if not _is_whole(cache / name, sizes):
+            _make(source, cache / name, sizes, limit_bytes)
+            copied = sum(sizes.values())
+        with contextlib.suppress(PermissionError):  # another user's: it ages, that is all
+            os.utime(cache / name)
+        reading = _lock(cache, name, fcntl.LOCK_SH)
     try:
-        with _telling(cache):
-            copied = 0
-            while not _is_whole(cache / name, sizes):
-                _make(source, cache / name, sizes, limit_bytes)
-                copied = sum(sizes.values())
-            with contextlib.suppress(PermissionError):  # another user's: it ages, that is all
-                os.utime(cache / name)
-        # The kernel lets go of the one before it gives the other: an evictor may slip in between.
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        if not (cache / name / _RECORD).is_file():
-            raise StorageError(f"{cache}: {name} was evicted at once; raise loader.model_cache_bytes")
         yield Copy(cache / name, copied)
     finally:
-        os.close(lock)
+        os.close(reading)
 
 
 @contextlib.contextmanager
@@ -130,14 +128,11 @@ def _make(source: Path, copy: Path, sizes: dict[str, int], limit_bytes: int) -> 
     partial = copy.with_name(copy.name + _PARTIAL)
     for leftover in (partial, copy):
         shutil.rmtree(leftover, ignore_errors=True)
-    room = _lock(copy.parent, _ROOM, fcntl.LOCK_EX)
-    try:
+    with _locked(copy.parent, _ROOM, fcntl.LOCK_EX):
         _make_room(copy.parent, sum(sizes.values()), limit_bytes)
         partial.mkdir()
         for name, size in sizes.items():
             _reserve(partial / name, size)
-    finally:
-        os.close(room)
     checksums = {name: _copy_file(source / name, partial / name) for name in sizes}
     for name, checksum in checksums.items():
         if (partial / name).stat().st_size != sizes[name] or file_checksum(partial / name) != checksum:
@@ -176,21 +171,20 @@ def _copy_file(source: Path, target: Path) -> str:
 def _make_room(cache: Path, wanted: int, limit_bytes: int) -> None:
     """Evict copies that nobody reads or makes, the least recently used first. Under the room's lock."""
     held = {}
-    for path in sorted((each for each in cache.iterdir() if each.name != "locks"), key=_last_use):
+    for path in sorted((each for each in cache.iterdir() if each.name != _LOCKS), key=_last_use):
         with contextlib.suppress(FileNotFoundError):  # it was finished, and so renamed, meanwhile
             held[path] = sum(file.stat().st_size for file in path.iterdir())
     for path in list(held):
         if sum(held.values()) + wanted <= limit_bytes and shutil.disk_usage(cache).free >= wanted:
             return
-        try:
-            lock = _lock(cache, path.name.removesuffix(_PARTIAL), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        try:
+        name, at_once = path.name.removesuffix(_PARTIAL), fcntl.LOCK_EX | fcntl.LOCK_NB
+        with (
+            contextlib.suppress(BlockingIOError),
+            _locked(cache, name + _MAKING, at_once),
+            _locked(cache, name, at_once),
+        ):
             shutil.rmtree(path)
             del held[path]
-        finally:
-            os.close(lock)
     if sum(held.values()) + wanted > limit_bytes:
         raise StorageError(
             f"{cache}: loader.model_cache_bytes={limit_bytes} is too small for a model of {wanted} bytes "
@@ -204,13 +198,23 @@ def _last_use(path: Path) -> int:
 
 def _lock(cache: Path, name: str, how: int) -> int:
     """Lock a name. These few files are never removed: a lock on a removed file would keep out nobody."""
-    descriptor = os.open(cache / "locks" / name, os.O_RDWR | os.O_CREAT, 0o644)
+    (cache / _LOCKS).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(cache / _LOCKS / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, how)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+@contextlib.contextmanager
+def _locked(cache: Path, name: str, how: int) -> Iterator[None]:
+    descriptor = _lock(cache, name, how)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

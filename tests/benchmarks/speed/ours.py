@@ -27,7 +27,7 @@ from training.data.reading.loader import BatchStream, build_stream
 from training.data.reading.reader import open_corpus
 from training.early_stop import HeldOutLoss
 from training.layout import RunLayout
-from training.loop import Parts, train
+from training.loop import train
 from training.metrics.record import StepRecord
 from training.metrics.sink import open_metrics
 from training.model.activations import checkpoint_activations
@@ -37,6 +37,7 @@ from training.model.loss import linear_cross_entropy
 from training.model.packed import PackedLanguageModel
 from training.model.products import widen_products
 from training.optimizer import build_optimizer
+from training.parts import Parts
 from training.progress import Progress
 from training.ranks import Ranks
 from training.rules.check import check_rules
@@ -144,6 +145,9 @@ class NoCheckpoints:
     def save(self, progress: Progress, *, final: bool, score: float | None) -> None:
         pass
 
+    def wait_until_copied(self) -> None:
+        pass
+
     def settle(self) -> None:
         pass
 
@@ -168,7 +172,7 @@ def loop(case: Case, rounds: Rounds) -> None:
     layout = RunLayout(Path(case.folder) / f"run_{os.getpid()}")
     layout.root.mkdir()
 
-    def no_held_out() -> HeldOutLoss:
+    def no_held_out(_: Progress) -> HeldOutLoss:
         raise RuntimeError("nothing is held out here")
 
     parts: Parts[Batch] = Parts(
@@ -183,6 +187,7 @@ def loop(case: Case, rounds: Rounds) -> None:
         blame=lambda *_: [],
         tell_memory=lambda: None,
         measure_held_out=no_held_out,
+        take_blocked_seconds=lambda: 0.0,
     )
     train(parts, config.loop, Progress(step=0, samples_seen=0))
 
