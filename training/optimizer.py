@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.config.schema import OptimizerConfig
+from training.config.learning import OptimizerConfig
 from training.errors import ConfigError
 from training.lion import Lion
 

@@ -2,7 +2,7 @@
 
 import math
 
-from training.config.schema import OptimizerConfig, ScheduleConfig
+from training.config.learning import OptimizerConfig, ScheduleConfig
 
 
 def learning_rate_at(

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from launcher.compose import compose_run
 from launcher.tree import ConfigTree
-from training.config.schema import ModelConfig
+from training.config.learning import ModelConfig
 from training.config.sources import SourceConfig
 from training.data.encoding.encode import Encoder
 from training.data.order.packing import PackingCounts, add_counts, pack_documents

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from launcher.compose import compose_run
 from launcher.tree import ConfigTree
-from training.config.schema import AdapterConfig, RunConfig
+from training.config.learning import AdapterConfig
+from training.config.schema import RunConfig
 from training.errors import ModelError
 from training.model.adapter import attach_adapter, freeze_parts
 from training.model.load import build_model

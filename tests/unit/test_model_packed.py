@@ -19,7 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from training.config.schema import AdapterConfig
+from training.config.learning import AdapterConfig
 from training.errors import ModelError
 from training.model.activations import checkpoint_activations
 from training.model.adapter import attach_adapter

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from training.config.schema import AdapterConfig
+from training.config.learning import AdapterConfig
 from training.errors import ModelError
 from training.model.activations import checkpoint_activations
 from training.model.adapter import attach_adapter

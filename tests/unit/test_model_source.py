@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.checkpoint_case import write_weights
-from training.config.schema import AdapterConfig, ModelConfig
+from training.config.learning import AdapterConfig, ModelConfig
 from training.errors import CheckpointError, ModelError, StorageError
 from training.layout import RunLayout
 from training.model.folder import check_tensors, write_folder

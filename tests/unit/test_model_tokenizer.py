@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config.schema import ModelConfig
+from training.config.learning import ModelConfig
 from training.errors import ModelError
 from training.model.byte_tokenizer import build_byte_tokenizer
 from training.model.generation import find_stop_tokens

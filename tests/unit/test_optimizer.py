@@ -8,7 +8,7 @@ from torch import nn
 
 from launcher.compose import compose_run
 from launcher.tree import ConfigTree
-from training.config.schema import OptimizerConfig
+from training.config.learning import OptimizerConfig
 from training.errors import ConfigError
 from training.lion import Lion
 from training.optimizer import build_optimizer, group_parameters, set_learning_rate

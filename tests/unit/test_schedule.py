@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from training.config.schema import OptimizerConfig, ScheduleConfig
+from training.config.learning import OptimizerConfig, ScheduleConfig
 from training.schedule import learning_rate_at
 
 PEAK = 2e-4

@@ -8,8 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from training.config.learning import AdapterConfig
 from training.config.names import nearest
-from training.config.schema import AdapterConfig
 from training.errors import ModelError, first_line
 from training.model.quiet import quiet_upstream
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from training.config.schema import ModelConfig
+from training.config.learning import ModelConfig
 from training.errors import ModelError, StorageError
 from training.files import sync_file, sync_folder
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from training.config.schema import AdapterConfig, ModelConfig
+from training.config.learning import AdapterConfig, ModelConfig
 from training.errors import ModelError, first_line
 from training.model.activations import checkpoint_activations
 from training.model.adapter import attach_adapter, check_new_rows, freeze_parts

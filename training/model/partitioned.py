@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from training.config.schema import AdapterConfig, ModelConfig
+from training.config.learning import AdapterConfig, ModelConfig
 from training.model.attention import choose_attention, register_attention
 from training.model.empty import build_empty, names_by_parameter
 from training.model.folder import find_model_folder

@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from training.config.schema import ModelConfig
+from training.config.learning import ModelConfig
 from training.errors import ModelError
 from training.files import file_sha256
 from training.model.folder import (

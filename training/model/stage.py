@@ -18,7 +18,8 @@ from pathlib import Path
 
 import xxhash
 
-from training.config.schema import LoaderConfig, ModelConfig
+from training.config.learning import ModelConfig
+from training.config.schema import LoaderConfig
 from training.errors import ModelError, StorageError
 from training.files import file_checksum, sync_folder, write_json
 from training.model.folder import find_model_folder

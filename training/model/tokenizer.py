@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from training.config.schema import ModelConfig
+from training.config.learning import ModelConfig
 from training.errors import ModelError
 from training.model.byte_tokenizer import END_OF_TEXT, build_byte_tokenizer
 from training.model.folder import find_model_folder
