@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import deepspeed
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from training.batch import BatchPlan
@@ -216,8 +216,3 @@ class DeepSpeedEngine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
         self._engine.destroy()
-
-    def _trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                yield name, parameter

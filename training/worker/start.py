@@ -36,13 +36,14 @@ def take_place(config: RunConfig, ranks: Ranks) -> Place:
             f"{ranks.world_size} processes were started, the run was planned for {planned} (cluster.nodes x "
             "processes on each); start it through `metier train`"
         )
-    # DeepSpeed reads torchrun's variables, which srun does not set.
+    device = _find_device(config, ranks)
+    # DeepSpeed reads torchrun's variables, which srun does not set, and takes the local rank for the GPU's
+    # number: where srun shows each rank its own GPU alone, that is 0 for all of them.
     os.environ |= {
         "RANK": str(ranks.rank),
-        "LOCAL_RANK": str(ranks.local_rank),
+        "LOCAL_RANK": str(ranks.local_rank if device.index is None else device.index),
         "WORLD_SIZE": str(ranks.world_size),
     }
-    device = _find_device(config, ranks)
     plan = plan_run(config)
     join(ranks, device=device, timeout_seconds=config.cluster.timeout_seconds)
     return Place(ranks=ranks, device=device, plan=plan)
