@@ -1,5 +1,6 @@
 """`python -m training.prepare FILE` in a folder of its own: started, watched, killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -82,11 +83,13 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 def wait_for_commits(child: subprocess.Popen[str], corpus: Path, count: int = 1) -> None:
     """Return once some segments are committed and others are still to come."""
-    wait_until(
-        lambda: len(list((corpus / "shards").glob("*.arrow"))) >= count or child.poll() is not None,
-        "a segment is committed",
-    )
+    wait_until(lambda: has_committed(child, corpus, count), "a segment is committed")
     assert child.poll() is None, child.communicate()[1]
+
+
+def has_committed(child: subprocess.Popen[str], corpus: Path, count: int) -> bool:
+    """Say whether so many segments are committed, or no more will be."""
+    return len(list((corpus / "shards").glob("*.arrow"))) >= count or child.poll() is not None
 
 
 def find_processes(session: int) -> dict[int, str]:
@@ -110,5 +113,6 @@ def find_workers(session: int) -> list[int]:
 
 def end_group(child: subprocess.Popen[str], number: signal.Signals) -> tuple[str, str]:
     """Signal the whole group, as a terminal or a scheduler does, and give what was said."""
-    os.killpg(child.pid, number)
+    with contextlib.suppress(ProcessLookupError):  # it may have ended in the meantime
+        os.killpg(child.pid, number)
     return child.communicate(timeout=DEADLINE_SECONDS)
