@@ -1,13 +1,13 @@
 """One optimizer step on DeepSpeed, its loss and gradient independent of how the batch is cut."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import deepspeed
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from training.batch import BatchPlan
@@ -141,13 +141,8 @@ class DeepSpeedEngine:
 
         Training goes on unchanged. Collective under ZeRO-3.
         """
-        module = self._engine.module
-        module.eval()
-        try:
-            with self._without_compiling():
-                _, nats = module(batch.to(self._place.device), by_document=by_document)
-        finally:
-            module.train()
+        with self._measuring() as module:
+            _, nats = module(batch.to(self._place.device), by_document=by_document)
         return [float(value) for value in nats.tolist()]
 
     @torch.no_grad()
@@ -156,18 +151,23 @@ class DeepSpeedEngine:
 
         Collective under ZeRO-3.
         """
+        with self._measuring() as module:
+            logits: Tensor = module(batch.to(self._place.device), ask="alone" if alone else "logits")
+        return logits
+
+    @contextmanager
+    def _measuring(self) -> Iterator[nn.Module]:
+        """Lend the module without dropout, and as it was afterwards.
+
+        Measured batches are of all lengths, and compiled layers would be compiled anew for each.
+        """
         module = self._engine.module
         module.eval()
         try:
-            with self._without_compiling():
-                logits: Tensor = module(batch.to(self._place.device), ask="alone" if alone else "logits")
+            with torch.compiler.set_stance("force_eager") if self._compiles else nullcontext():
+                yield module
         finally:
             module.train()
-        return logits
-
-    def _without_compiling(self) -> AbstractContextManager[object]:
-        """Held-out batches are of all lengths, and compiled layers would be compiled anew for each."""
-        return torch.compiler.set_stance("force_eager") if self._compiles else nullcontext()
 
     def _accumulate(
         self, micro_batches: Sequence[Batch], targets: int, samples_seen: int, watch: Stopwatch

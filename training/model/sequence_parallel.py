@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.model.inputs import Batch
+from training.model.inputs import IGNORE_INDEX, Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def cut_stretch(batch: Batch, team: Team | None) -> Batch:
         position_ids=batch.position_ids[:, part],
         first_token=part.start,
         tokens=part.stop - part.start,
-        targets=int((labels >= 0).sum()),
+        targets=int((labels != IGNORE_INDEX).sum()),
     )
 
 
