@@ -47,7 +47,7 @@ def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
 ) -> tuple[Tensor, None]:
     """Causal attention within each document by torch's own varlen kernel; CUDA, fp16 and bf16 alone.
 
-    Not tested yet: no GPU was at hand when it was written. tests/gpu is where its test belongs.
+    Its tests are in tests/gpu and have not run yet: no GPU was at hand.
 
     torch 2.10 asked for ``is_causal=True``; since 2.11 causal is ``window_size=(-1, 0)``, and a later one
     added ``enable_gqa``: the signature is read. Shapes as in ``attend_documents``; ``cu_seq_lens_q`` is int32
