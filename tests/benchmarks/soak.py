@@ -198,7 +198,9 @@ def main() -> int:
             show(console, soak)
             console.print(f"{soak.starts} starts, {last} steps; now as many without a fault")
             whole = link_prepared(root / "prepared", root / "whole")
-            succeed(whole, *COMMAND, f"loop.max_steps={last}")
+            # Without a fault it takes less than it took with them.
+            patience = 120 + 120 * options.minutes
+            succeed(whole, *COMMAND, f"loop.max_steps={last}", timeout_seconds=patience)
             differences = find_differences(soak, whole / RUN, last)
             excused, lost = find_lost(soak, last)
             leftovers = find_leftovers(soak, shared)

@@ -42,9 +42,9 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def succeed(folder: Path, *words: str) -> str:
+def succeed(folder: Path, *words: str, timeout_seconds: float = 600) -> str:
     """Run ``metier WORDS`` and give what it printed; fail with its words when it fails."""
-    done = metier(folder, *words)
+    done = metier(folder, *words, timeout_seconds=timeout_seconds)
     assert done.returncode == 0, f"metier {' '.join(words)}:\n{done.stdout}\n{done.stderr}\n{_logs(folder)}"
     return done.stdout
 
