@@ -15,7 +15,7 @@ METHODS: dict[Method, str] = {
     "qlora": "`adapter=qlora`",
     "qdora": "`adapter=dora adapter.base_bits=4`",
 }
-OPTIMIZERS = ("adamw", "adamw_cpu", "adamw_8bit", "adamw_paged", "lion", "adafactor")
+OPTIMIZERS = ("adamw", "adamw_cpu", "adamw_8bit", "adamw_paged", "lion", "muon", "adafactor")
 PRECISIONS = ("fp32", "bf16")
 
 _PLAIN: dict[str, Any] = {
@@ -89,6 +89,13 @@ FURTHER = (
         optimizers=("lion",),
         precisions=("fp32",),
     ),
+    Tested(
+        methods=("none", "lora", "qlora"),
+        strategies=("0", "1", "2", "3", "2, optimizer on CPU", "3, both on CPU", "2, Ulysses"),
+        optimizers=("muon",),
+        precisions=("fp32",),
+    ),
+    Tested(methods=("none",), strategies=("0", "2", "3"), optimizers=("muon",), precisions=("bf16",)),
     Tested(methods=("none", "lora"), strategies=("0",), optimizers=("adafactor",), precisions=("fp32",)),
     Tested(
         methods=("none", "lora", "qlora"),
@@ -143,8 +150,6 @@ four times forward and four times backward.
 
 - **MiCS**: DeepSpeed has removed it (0.19.8 refuses its keys). Use `strategy.secondary_ranks` (hpZ), which
   also gathers inside a node.
-- **Muon**: not yet. Under ZeRO, DeepSpeed puts Muon's updates in the gradients' place before it measures and
-  clips their norm, so `optimizer.max_grad_norm` would clip the updates. Use `optimizer=adamw`.
 - **AutoTP**: not yet. For long rows use `strategy.sequence_parallel_size`, for large models `strategy=zero3`.
 """
 

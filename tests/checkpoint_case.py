@@ -76,6 +76,7 @@ def full_state(engine: Any) -> dict[str, dict[str, Tensor]]:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     optimizer = engine._engine.optimizer
+    inner = getattr(optimizer, "optimizer", optimizer)
     masters = dict(_masters(optimizer))
     found = {}
     for name, parameter in engine.model.named_parameters():
@@ -83,13 +84,13 @@ def full_state(engine: Any) -> dict[str, dict[str, Tensor]]:
             continue
         if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
             whole = {"weight": safe_get_full_fp32_param(parameter)}
-            for key in ("exp_avg", "exp_avg_sq"):
+            is_stepped_whole = hasattr(inner, "orthogonalize") and "_proj" in name  # by Muon
+            for key in ("momentum_buffer",) if is_stepped_whole else ("exp_avg", "exp_avg_sq"):
                 whole[key] = safe_get_full_optimizer_state(parameter, key)
         else:
             master = masters.get(id(parameter), parameter)
-            inner = getattr(optimizer, "optimizer", optimizer)
             whole = {"weight": master.detach(), **inner.state[master]}
-            whole.pop("step")
+            whole.pop("step", None)
         found[name] = {key: value.detach().clone().float().flatten() for key, value in whole.items()}
     return found
 
@@ -104,7 +105,8 @@ def link_states(engine: Any) -> None:
 def steps_of(engine: Any) -> set[float]:
     """Name the step counts that the optimizer has."""
     optimizer = engine._engine.optimizer
-    return {float(state["step"]) for state in getattr(optimizer, "optimizer", optimizer).state.values()}
+    states = getattr(optimizer, "optimizer", optimizer).state.values()
+    return {float(state["step"]) for state in states if "step" in state}
 
 
 def _masters(optimizer: Any) -> list[tuple[int, Tensor]]:

@@ -58,7 +58,7 @@ PARTS: tuple[Settings, ...] = (
 )
 """What else may be trained or left, and how fast."""
 
-RATES = {"adamw": 3e-3, "lion": 3e-4, "adafactor": 3e-3}
+RATES = {"adamw": 3e-3, "lion": 3e-4, "muon": 3e-3, "adafactor": 3e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,13 +233,36 @@ def plain_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
         if parameter.requires_grad:
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
             factor = next((f for key, f in settings.rate_factors.items() if key.strip("*") in name), 1.0)
-            groups.append({"params": [parameter], "weight_decay": decay, "factor": factor})
+            groups.append({"params": [parameter], "weight_decay": decay, "factor": factor, "name": name})
     match settings.kind:
         case "lion":
             return PaperLion(groups, {"betas": (settings.beta1, settings.beta2)})
+        case "muon":
+            return PaperMuon(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
         case "adafactor":
             return torch.optim.Adafactor(groups, eps=(None, settings.epsilon))
     return torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+
+
+class PaperMuon(torch.optim.AdamW):
+    """Muon as arXiv:2502.16982 writes it, by singular values' own polynomial, and AdamW for the rest."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        matrices = [g for g in self.param_groups if g["params"][0].ndim == 2 and "embed" not in g["name"]]
+        for group in matrices:
+            [w] = group["params"]
+            m = 0.95 * self.state[w].get("m", torch.zeros_like(w)) + 0.05 * w.grad
+            self.state[w]["m"] = m
+            ahead = 0.95 * m + 0.05 * w.grad
+            u, s, v = torch.linalg.svd(ahead.double(), full_matrices=False)
+            s /= s.norm().clamp(min=1e-7)
+            for _ in range(5):
+                s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            step = 0.2 * max(w.shape) ** 0.5 * (u * s) @ v
+            w.copy_(w - group["lr"] * (step + group["weight_decay"] * w))
+            w.grad = None  # AdamW passes over it
+        super().step()
 
 
 class PaperLion(torch.optim.Optimizer):

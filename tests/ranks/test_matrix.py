@@ -66,7 +66,7 @@ def ask_for_what_is_missing(extensions: str) -> list[str]:
     from torch import nn
 
     from training.engine.needs import check_needs
-    from training.optimizer import build_optimizer
+    from training.optimizers.build import build_optimizer
 
     os.environ |= {"TORCH_EXTENSIONS_DIR": extensions, "CXX": "/bin/false", "PATH": "/nowhere"}
     strategy, optimizer = (compose(Path(), settings) for settings in (NVME, CPU_ADAM))

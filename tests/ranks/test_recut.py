@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,33 @@ CELLS = {
     4: [(2, "cpu"), (3, "none")],
     3: [(3, "none"), (0, "none")],
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One run that goes from world to world."""
+
+    worlds: list[int]
+    precision: str = "fp32"
+    adapter: bool = False
+    optimizer: str = "adamw"
+
+
 LINES = {
-    "full fp32": ("fp32", False, [1, 2, 4, 3]),
-    "full bf16": ("bf16", False, [1, 2]),
-    "lora fp32": ("fp32", True, [1, 2]),
+    "full fp32": Line([1, 2, 4, 3]),
+    "full bf16": Line([1, 2], precision="bf16"),
+    "lora fp32": Line([1, 2], adapter=True),
+    "full fp32 by Muon": Line([1, 2, 4], optimizer="muon"),
 }
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
 
 
-def configure(world_size: int, cell: tuple[int, str], precision: str) -> Any:
+def configure(world_size: int, cell: tuple[int, str], line: Line) -> Any:
     stage, offload = cell
     return make_config(
         **{
-            "precision": precision,
+            "precision": line.precision,
+            "optimizer": line.optimizer,
             "strategy.zero_stage": stage,
             "strategy.offload_optimizer": offload,
             "strategy.offload_parameters": "cpu" if (stage, offload) == (3, "cpu") else "none",
@@ -81,15 +96,14 @@ def train(
     return losses
 
 
-def walk(root: Path, line: tuple[str, bool, list[int]], world_size: int, first: int) -> dict[str, Any]:
+def walk(root: Path, line: Line, world_size: int, first: int) -> dict[str, Any]:
     """Take the run in ``root`` up in every cell of this world; train on and save in the first one."""
-    precision, adapter, _ = line
     differences, losses, notes = [], [], []
     checked = torch.load(root / "state.pt") if first else None
     for cell in [*CELLS[world_size][1:], CELLS[world_size][0]]:
-        config = configure(world_size, cell, precision)
+        config = configure(world_size, cell, line)
         place = open_place(config)
-        engine = open_engine(config, place, adapter=adapter)
+        engine = open_engine(config, place, adapter=line.adapter)
         events = Events()
         store = open_store(root, engine, config, place, events)
         assert store.resume() == at(first)
@@ -150,13 +164,12 @@ def copy_late(store: Any, engine: Any, config: Any, place: Any) -> list[str]:
     return changed
 
 
-def uninterrupted(line: tuple[str, bool, list[int]]) -> list[float]:
+def uninterrupted(line: Line) -> list[float]:
     """Train on one rank from the first step to the last."""
-    precision, adapter, worlds = line
-    config = configure(1, (0, "none"), precision)
+    config = configure(1, (0, "none"), line)
     place = open_place(config)
-    engine = open_engine(config, place, adapter=adapter)
-    losses = train(engine, config, place, range(STEPS_PER_WORLD * len(worlds) + 1))
+    engine = open_engine(config, place, adapter=line.adapter)
+    losses = train(engine, config, place, range(STEPS_PER_WORLD * len(line.worlds) + 1))
     engine.close()
     return losses
 
@@ -165,9 +178,9 @@ def walk_lines(root: Path, world_size: int) -> dict[str, Any]:
     """Walk every line that comes through this world; before the first world, also without interruption."""
     told = {}
     for name, line in LINES.items():
-        if world_size in line[2]:
+        if world_size in line.worlds:
             folder = root / name.replace(" ", "_")
-            told[name] = walk(folder, line, world_size, STEPS_PER_WORLD * line[2].index(world_size))
+            told[name] = walk(folder, line, world_size, STEPS_PER_WORLD * line.worlds.index(world_size))
             if world_size == 1:
                 told[name]["uninterrupted"] = uninterrupted(line)
     return told
@@ -177,7 +190,7 @@ def walk_lines(root: Path, world_size: int) -> dict[str, Any]:
 def walked(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """Walk 1 -> 2 -> 4 -> 3 ranks, a process start each; give by world what each rank told."""
     root = tmp_path_factory.mktemp("recut")
-    worlds = LINES["full fp32"][2]
+    worlds = LINES["full fp32"].worlds
     for name in LINES:
         (root / name.replace(" ", "_")).mkdir()
     told = {}
@@ -190,7 +203,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str,
 def test_every_element_of_the_optimizer_state_is_the_same_in_every_other_cut(
     name: str, walked: dict[int, list[dict[str, Any]]]
 ) -> None:
-    for world_size in LINES[name][2]:
+    for world_size in LINES[name].worlds:
         for rank, told in enumerate(walked[world_size]):
             assert told[name]["differences"] == [], (world_size, rank)
 
@@ -199,13 +212,13 @@ def test_every_element_of_the_optimizer_state_is_the_same_in_every_other_cut(
 def test_the_losses_are_those_of_the_run_that_was_never_cut_anew(
     name: str, walked: dict[int, list[dict[str, Any]]]
 ) -> None:
-    precision, _, worlds = LINES[name]
+    line = LINES[name]
     expected = walked[1][0][name]["uninterrupted"]
-    for number, world_size in enumerate(worlds):
+    for number, world_size in enumerate(line.worlds):
         first = number * STEPS_PER_WORLD
         found = walked[world_size][0][name]["losses"]
         wanted = expected[first : first + len(found)]
-        assert found == pytest.approx(wanted, rel=TOLERANCE[precision]), world_size
+        assert found == pytest.approx(wanted, rel=TOLERANCE[line.precision]), world_size
     assert expected[-1] < expected[0], "the case must learn, or equal losses say little"
 
 

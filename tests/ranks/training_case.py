@@ -39,7 +39,9 @@ def make_config(**overrides: object) -> RunConfig:
         "optimizer.weight_decay": 0.1,
         **overrides,
     }
-    overrides = ["experiment=tiny_smoke", *(f"{key}={value}" for key, value in settings.items())]
+    # A group's choice would overwrite single settings that come before it.
+    keys = sorted(settings, key=lambda key: "." in key)
+    overrides = ["experiment=tiny_smoke", *(f"{key}={settings[key]}" for key in keys)]
     return compose_run(overrides, ConfigTree.open(None)).config
 
 

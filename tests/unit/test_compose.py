@@ -110,7 +110,7 @@ def test_every_file_begins_by_saying_what_it_is() -> None:
         (
             ["optimizer=null"],
             "optimizer=null: there is no such optimizer; known here: adafactor, adamw, adamw_8bit, "
-            "adamw_cpu, adamw_paged, lion",
+            "adamw_cpu, adamw_paged, lion, muon",
         ),
         (["+optimizer=adamw"], "+optimizer=adamw: optimizer is chosen without a plus: optimizer=adamw"),
         (["optimizer@x=adamw"], "optimizer@x=adamw: a group has one place here; write optimizer=..."),

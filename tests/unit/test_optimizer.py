@@ -1,17 +1,20 @@
-"""Which parameters decay and at which rate each learns; Lion is its paper's."""
+"""Which parameters decay and at which rate each learns; Lion is its paper's, Muon is torch's."""
 
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from launcher.compose import compose_run
 from launcher.tree import ConfigTree
 from training.config.learning import OptimizerConfig
 from training.errors import ConfigError
-from training.lion import Lion
-from training.optimizer import build_optimizer, group_parameters, set_learning_rate
+from training.optimizers.build import build_optimizer, group_parameters, set_learning_rate
+from training.optimizers.lion import Lion
+from training.optimizers.muon import MATRICES, Muon, orthogonalize
 
 
 def make_config(*changes: str) -> OptimizerConfig:
@@ -82,3 +85,65 @@ def test_lion_steps_along_the_sign_of_its_mean_wherever_zero_cuts_the_parameter(
     second = first * (1 - 0.001) + 0.1
     assert whole.tolist() == pytest.approx([second] * 4)
     assert torch.equal(torch.cat([part.detach() for part in cut]), whole.detach())
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (24, 24), (3, 16, 48)])
+def test_a_step_of_muon_is_torchs_but_for_the_bf16_in_which_torch_computes_it(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    start = torch.randn(shape, generator=generator)
+    gradients = [torch.randn(shape, generator=generator) for _ in range(3)]
+    ours = nn.Parameter(start.clone())
+    settings = {"params": [ours], "weight_decay": 0.1, MATRICES: True}
+    optimizer = Muon([settings], lr=0.02, momentum=0.95, betas=(0.9, 0.95), eps=1e-8)
+    # torch's takes one matrix at a time: experts are a stack of them.
+    theirs = [nn.Parameter(matrix.clone()) for matrix in start.view(-1, *shape[-2:])]
+    reference = torch.optim.Muon(
+        theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    for gradient in gradients:
+        ours.grad = gradient.clone()
+        optimizer.step()
+        for matrix, part in zip(theirs, gradient.view(-1, *shape[-2:]), strict=True):
+            matrix.grad = part.clone()
+        reference.step()
+    wanted = torch.stack([matrix.detach() for matrix in theirs]).view(shape)
+    moved = (wanted - start).norm()
+    assert (ours.detach() - wanted).norm() < 0.02 * moved
+
+
+def test_muons_steps_are_nearly_orthogonal_and_as_large_as_adamws() -> None:
+    direction = torch.randn(32, 64, generator=torch.Generator().manual_seed(4))
+    step = orthogonalize(direction)
+    values = torch.linalg.svdvals(step) / (0.2 * 64**0.5)
+    assert 0.6 < float(values.min()) < float(values.max()) < 1.3
+    assert float(step.square().mean().sqrt()) == pytest.approx(0.2, rel=0.25)
+    assert torch.equal(orthogonalize(torch.zeros(4, 8)), torch.zeros(4, 8))
+
+
+def test_muon_steps_the_matrices_of_the_layers_and_adamw_all_else() -> None:
+    model = make_model()
+    groups = group_parameters(model, make_config("optimizer=muon"))
+    stepped_whole = {name for group in groups if group[MATRICES] for name in names_of(group, model)}
+    assert stepped_whole == {"body.weight"}
+    assert not any(group[MATRICES] for group in group_parameters(model, make_config()))
+
+
+def test_the_output_layer_and_adapters_of_embeddings_are_no_matrices_for_muon() -> None:
+    settings = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
+    )
+    whole = LlamaForCausalLM(settings)
+    adapted = get_peft_model(
+        LlamaForCausalLM(settings),
+        LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"], modules_to_save=["lm_head"]),
+    )
+    for model in (whole, adapted):
+        groups = group_parameters(model, make_config("optimizer=muon"))
+        names = {name for group in groups if group[MATRICES] for name in names_of(group, model)}
+        assert names
+        assert all("_proj" in name for name in names)

@@ -68,14 +68,15 @@ class AdapterConfig(Section):
 class OptimizerConfig(Section):
     """How a gradient becomes a step. Decay is decoupled from the gradient in all of them."""
 
-    kind: Literal["adamw", "adamw_cpu", "adamw_8bit", "adamw_paged", "lion", "adafactor"] = Field(
+    kind: Literal["adamw", "adamw_cpu", "adamw_8bit", "adamw_paged", "lion", "muon", "adafactor"] = Field(
         description="adamw (arXiv:1711.05101); adamw_cpu: DeepSpeed's, for state offloaded to the CPU, "
         "compiled at first use; adamw_8bit and adamw_paged: bitsandbytes', on GPUs; lion (arXiv:2302.06675); "
-        "adafactor (arXiv:1804.04235)"
+        "muon (arXiv:2502.16982) for the layers' matrices, adamw for the rest; adafactor (arXiv:1804.04235)"
     )
     learning_rate: PositiveFloat = Field(description="the schedule's peak")
     beta1: BelowOne = Field(description="decay of the mean of gradients")
     beta2: BelowOne = Field(description="decay of the mean of squared gradients; lion: of the mean")
+    momentum: BelowOne = Field(description="muon: decay of the mean of a matrix' gradients")
     epsilon: PositiveFloat = Field(description="added to the root of the squared mean")
     weight_decay: NonNegativeFloat = Field(description="on matrices; never on norms and biases")
     max_grad_norm: PositiveFloat = Field(description="gradients are scaled down to this global L2 norm")

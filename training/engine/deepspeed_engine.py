@@ -30,7 +30,8 @@ from training.model.loss import Terms
 from training.model.packed import PackedLanguageModel, base_of
 from training.model.sequence_parallel import cut_stretch, found_teams
 from training.model.shape import measure_shape
-from training.optimizer import build_optimizer, set_learning_rate
+from training.optimizers.build import build_optimizer, set_learning_rate
+from training.optimizers.muon import Muon
 from training.ranks import Ranks
 from training.rules.strategies import effective_stage
 
@@ -78,9 +79,10 @@ class DeepSpeedEngine:
         stage = effective_stage(config.strategy.zero_stage, config.precision)
         self._compiles = config.strategy.compile == "layers"
         prepare_layers(model, zero_stage=stage, compile_layers=self._compiles)
+        optimizer = build_optimizer(model, config.optimizer)
         self._engine, *_ = deepspeed.initialize(
             model=packed,
-            optimizer=build_optimizer(model, config.optimizer),
+            optimizer=optimizer,
             config=build_deepspeed_config(config, place.plan, measure_shape(model)),
             dist_init_required=False,
         )
@@ -88,6 +90,8 @@ class DeepSpeedEngine:
             # There is nobody to reduce with; DeepSpeed would copy all gradients together and apart again.
             self._engine.enable_backward_allreduce = False
         self._shards = Shards(model, self._engine.optimizer, place.ranks, stage)
+        if isinstance(optimizer, Muon):
+            optimizer.orthogonalize = self._shards.find_matrices(place.device) or optimizer.orthogonalize
 
     def train_step(
         self, micro_batches: Sequence[Batch], *, learning_rate: float, samples_seen: int, accept: Accept

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.engine.matrices import CutMatrices
 from training.engine.slots import (
     Slot,
     counts_in_tensors,
@@ -33,6 +34,12 @@ class Shards:
         self._ranks = ranks
         self._writes_blocks = ranks.is_lead or not holds_everything(optimizer)
         self._cut = f"{ranks.world_size} processes at ZeRO stage {zero_stage}"
+
+    def find_matrices(self, device: torch.device) -> CutMatrices | None:
+        """Learn where the stretches of cut matrices lie; None where every rank has all. Collective."""
+        if holds_everything(self._optimizer):
+            return None
+        return CutMatrices(self._find_slots(), self._shapes, self._ranks, device)
 
     def fragments(self) -> Iterator[Fragment]:
         """Yield what this rank has to write: all ranks' together is everything, once."""

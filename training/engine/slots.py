@@ -85,7 +85,7 @@ def state_of(optimizer: Any, slot: Slot) -> dict[str, Any]:
 
 def counts_in_tensors(optimizer: Any) -> bool:
     """Whether the wrapped optimizer keeps scalars as tensors, as torch's own do; others keep numbers."""
-    return type(getattr(optimizer, "optimizer", optimizer)).__module__.startswith("torch.optim")
+    return isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.AdamW | torch.optim.Adafactor)
 
 
 @torch.no_grad()

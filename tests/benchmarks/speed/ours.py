@@ -36,7 +36,7 @@ from training.model.inputs import Batch, find_targets
 from training.model.loss import linear_cross_entropy
 from training.model.packed import PackedLanguageModel
 from training.model.products import widen_products
-from training.optimizer import build_optimizer
+from training.optimizers.build import build_optimizer
 from training.parts import Parts
 from training.progress import Progress
 from training.ranks import Ranks

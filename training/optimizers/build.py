@@ -9,7 +9,8 @@ from torch import nn
 
 from training.config.learning import OptimizerConfig
 from training.errors import ConfigError
-from training.lion import Lion
+from training.optimizers.lion import Lion
+from training.optimizers.muon import MATRICES, Muon
 
 RATE_FACTOR = "rate_factor"
 """Key of a parameter group: what the schedule's rate is multiplied with for it."""
@@ -40,6 +41,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
             return built
         case "lion":
             return Lion(groups, lr=rate, betas=betas)
+        case "muon":
+            return Muon(groups, lr=rate, momentum=config.momentum, betas=betas, eps=epsilon)
         case "adafactor":
             return torch.optim.Adafactor(groups, lr=rate, eps=(None, epsilon))
 
@@ -47,11 +50,14 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 def group_parameters(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Group the trainable parameters: matrices decay, vectors (norms, biases, lengths) do not.
 
+    For Muon the matrices of the layers are groups of their own, apart from embeddings and the output layer.
+
     Raises:
         ConfigError: Nothing is trainable, or a pattern of ``rate_factors`` matches nothing.
     """
     factors = config.rate_factors
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    outer = _find_embeddings(model)
     used: set[str] = set()
     names = []
     for name, parameter in model.named_parameters():
@@ -63,13 +69,15 @@ def group_parameters(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         # A parameter that ZeRO-3 cut when it was made is flat; it knows the shape that it had.
         is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
         decay = config.weight_decay if is_matrix else 0.0
-        groups.setdefault((decay, factors[pattern] if pattern else 1.0), []).append(parameter)
+        factor = factors[pattern] if pattern else 1.0
+        is_stepped_whole = config.kind == "muon" and is_matrix and id(parameter) not in outer
+        groups.setdefault((decay, factor, is_stepped_whole), []).append(parameter)
     if not groups:
         raise ConfigError("the model has no trainable parameter; check adapter.targets")
     _check_patterns(factors, used, names)
     return [
-        {"params": parameters, "weight_decay": decay, RATE_FACTOR: factor}
-        for (decay, factor), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, RATE_FACTOR: factor, MATRICES: is_stepped_whole}
+        for (decay, factor, is_stepped_whole), parameters in groups.items()
     ]
 
 
@@ -77,6 +85,19 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
     """Give every group of ``optimizer``, or of DeepSpeed's around it, its share of the schedule's rate."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group[RATE_FACTOR]
+
+
+def _find_embeddings(model: nn.Module) -> set[int]:
+    """Name by ``id`` the parameters whose rows are tokens: each is a vector of its own, not one matrix.
+
+    An adapter of an embedding counts as its embedding does.
+    """
+    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    find_head = getattr(model, "get_output_embeddings", None)
+    if find_head is not None:
+        modules.append(find_head())
+    found = {id(parameter) for module in modules for parameter in module.parameters()}
+    return found | {id(p) for name, p in model.named_parameters() if "lora_embedding_" in name}
 
 
 def _check_patterns(factors: Mapping[str, float], used: set[str], names: list[str]) -> None:
