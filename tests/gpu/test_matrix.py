@@ -37,7 +37,7 @@ def list_cells() -> list[Cell]:
         cuts = CUTS if precision == "fp32" else CUTS[1:2]
         cells += [make_cell(method, "adamw", strategy, precision, *cut) for cut in cuts]
     for method, strategy in itertools.product(("none", "qlora"), ("0", "2", "3")):
-        cells.append(make_cell(method, "lion", strategy, "fp32", 4, True))
+        cells += [make_cell(method, each, strategy, "fp32", 4, True) for each in ("lion", "muon")]
     return cells
 
 

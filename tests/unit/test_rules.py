@@ -27,6 +27,15 @@ def tiny_smoke() -> RunConfig:
             "use 2 or 4",
         ),
         (
+            {"model.attention": "varlen"},
+            "model.attention=varlen needs a GPU; use model.attention=documents or auto",
+        ),
+        (
+            {"model.attention": "varlen", "cluster.gpus_per_node": 1},
+            "model.attention=varlen takes 16-bit numbers alone; use precision=bf16, or "
+            "model.attention=flex or auto",
+        ),
+        (
             {"adapter.base_bits": 4},
             "adapter.base_bits=4 needs adapter.kind=lora: 4-bit weights cannot be trained; use adapter=qlora",
         ),

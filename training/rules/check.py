@@ -18,6 +18,7 @@ def check_rules(config: RunConfig) -> None:
     """
     plan_run(config)
     _check_model(config)
+    _check_attention(config)
     _check_adapter(config)
     check_strategy(config)
     _check_compile(config)
@@ -42,6 +43,19 @@ def _check_model(config: RunConfig) -> None:
         )
     if model.source == "scratch" and model.tokenizer is None:
         raise ConfigError("model.tokenizer is missing; a model from scratch has none: use bytes or a folder")
+
+
+def _check_attention(config: RunConfig) -> None:
+    kernel = config.model.attention
+    if kernel in {"auto", "documents"}:
+        return
+    if config.cluster.gpus_per_node == 0:
+        raise ConfigError(f"model.attention={kernel} needs a GPU; use model.attention=documents or auto")
+    if config.precision == "fp32" and kernel != "flex":
+        raise ConfigError(
+            f"model.attention={kernel} takes 16-bit numbers alone; use precision=bf16, or "
+            "model.attention=flex or auto"
+        )
 
 
 def _check_adapter(config: RunConfig) -> None:
