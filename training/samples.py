@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from training.data.reading.mapped import StoredDocument
 from training.model.generation import generate_greedily, say, say_last_turn
+from training.model.kind import AnyModel
 
 
 class SampleQuestions:
@@ -37,7 +37,7 @@ class SampleQuestions:
             for document, (first, last) in zip(documents, cuts, strict=True)
         ]
 
-    def answer(self, model: PreTrainedModel | PeftModel, *, together: bool) -> list[dict[str, Any]]:
+    def answer(self, model: AnyModel, *, together: bool) -> list[dict[str, Any]]:
         """Answer all, one after the other; give a line for each.
 
         Args:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from launcher.compose import compose_run
@@ -78,6 +77,8 @@ def make_model(*, adapter: bool, dtype: torch.dtype = torch.float32) -> Any:
         )
     ).to(dtype)
     if adapter:
+        from peft import LoraConfig, get_peft_model
+
         model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     return model
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 
 import deepspeed
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from training.batch import BatchPlan
 from training.collectives import sum_over_ranks
@@ -26,8 +24,9 @@ from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
 from training.model.arithmetic import check_heads
 from training.model.inputs import Batch, count_targets_by_source
+from training.model.kind import AnyModel, base_of
 from training.model.loss import Terms
-from training.model.packed import PackedLanguageModel, base_of
+from training.model.packed import PackedLanguageModel
 from training.model.sequence_parallel import cut_stretch, found_teams
 from training.model.shape import measure_shape
 from training.optimizers.build import build_optimizer, set_learning_rate
@@ -52,9 +51,7 @@ class Place:
 class DeepSpeedEngine:
     """Forward, backward and optimizer of one rank. Every method is collective."""
 
-    def __init__(
-        self, model: PreTrainedModel | PeftModel, config: RunConfig, place: Place, *, sources: int = 1
-    ) -> None:
+    def __init__(self, model: AnyModel, config: RunConfig, place: Place, *, sources: int = 1) -> None:
         """Hand ``model``, which lies on ``place.device``, over to DeepSpeed.
 
         Args:

@@ -1,18 +1,16 @@
 """What is done to the repeated layers of a model before DeepSpeed takes it."""
 
 from deepspeed.utils import set_z3_leaf_module
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
 from training.model.attention import compile_around_attention
-from training.model.packed import base_of
+from training.model.kind import AnyModel, base_of
 from training.model.shape import find_layers
 
 _SHARDED = 3
 
 
-def prepare_layers(model: PreTrainedModel | PeftModel, *, zero_stage: int, compile_layers: bool) -> None:
+def prepare_layers(model: AnyModel, *, zero_stage: int, compile_layers: bool) -> None:
     """Let ZeRO-3 gather a layer as one, and compile layers where that is wanted.
 
     DeepSpeed hooks each module that holds a parameter: about ten in a layer, each of which costs the host

@@ -9,7 +9,6 @@ from typing import Any
 from deepspeed import comm as distributed
 from deepspeed.runtime.zero import Init
 from deepspeed.utils import groups
-from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -17,6 +16,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
 from training.engine.deepspeed_engine import Place
+from training.model.kind import AnyModel
 from training.model.load import build_model
 from training.model.partitioned import build_partitioned_model
 from training.model.shape import measure_shape
@@ -74,7 +74,7 @@ class ZeroPartition:
             del alive
 
 
-def build_share(config: RunConfig, place: Place) -> tuple[PreTrainedModel | PeftModel, str | None]:
+def build_share(config: RunConfig, place: Place) -> tuple[AnyModel, str | None]:
     """Build the run's model: under ZeRO-3 this rank's share of it, else the whole. Collective.
 
     Returns:

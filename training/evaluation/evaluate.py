@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from training.checkpoint.load import check_corpus, find_checkpoint, read_step
 from training.config.freeze import read_frozen
@@ -28,6 +27,7 @@ from training.evaluation.unpack import unpack_layers
 from training.layout import RunLayout
 from training.metrics.accounts import read_accounts
 from training.metrics.journal import read_journal
+from training.model.kind import AnyModel
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.model.trained import load_trained_model
 
@@ -101,7 +101,7 @@ def measure_both(  # noqa: PLR0913 - the run, what is measured, and where
     """
     work = len(material.held_out) + len(material.general) + len(questions)
 
-    def measure_one(model: PreTrainedModel | PeftModel, name: str) -> Measurement:
+    def measure_one(model: AnyModel, name: str) -> Measurement:
         with show_progress(console, name, work) as advance:
             return measure(model, tokenizer, material, questions, config.evaluation, advance=advance)
 

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from training.config.schema import EvaluationConfig
 from training.evaluation.answers import Question
@@ -13,6 +12,7 @@ from training.evaluation.bootstrap import Floats
 from training.evaluation.generate import answer_questions
 from training.evaluation.losses import measure_losses
 from training.evaluation.material import Material
+from training.model.kind import AnyModel
 from training.model.packed import PackedLanguageModel
 
 ANSWER_TOKENS_FACTOR = 2
@@ -33,7 +33,7 @@ class Measurement:
 
 
 def measure(
-    model: PreTrainedModel | PeftModel,
+    model: AnyModel,
     tokenizer: PreTrainedTokenizerBase,
     material: Material,
     questions: list[Question],

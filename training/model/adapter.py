@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from training.config.learning import AdapterConfig
 from training.config.names import nearest
 from training.errors import ModelError, first_line
+from training.model.kind import AnyModel, base_of
 from training.model.quiet import quiet_upstream
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def freeze_parts(base: PreTrainedModel, patterns: Sequence[str]) -> None:
@@ -36,7 +40,7 @@ def freeze_parts(base: PreTrainedModel, patterns: Sequence[str]) -> None:
 
 def attach_adapter(
     base: PreTrainedModel, adapter: AdapterConfig, *, dtype: torch.dtype, seed: int
-) -> PeftModel:
+) -> "PeftModel":
     """Put an adapter on ``base``; it and ``adapter.trained_modules`` alone require a gradient afterwards.
 
     A module that is trained whole gets a copy, so that the frozen base stays what it was; an output layer
@@ -45,6 +49,9 @@ def attach_adapter(
     Raises:
         ModelError: One of ``adapter.targets`` or ``adapter.trained_modules`` names no module.
     """
+    # With bitsandbytes, which it imports, a fifth of the time that all imports take.
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+
     _check_targets(base, adapter.targets)
     _check_trained_modules(base, adapter.trained_modules)
     settings = LoraConfig(
@@ -71,13 +78,13 @@ def attach_adapter(
     return model
 
 
-def check_new_rows(model: PreTrainedModel | PeftModel) -> None:
+def check_new_rows(model: AnyModel) -> None:
     """Refuse embeddings that grew for new tokens and are not trained: the new rows would stay guesses.
 
     Raises:
         ModelError: It names the module that ``adapter.trained_modules`` lacks.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     for module in (base.get_input_embeddings(), base.get_output_embeddings()):
         if not module.weight.requires_grad:
             name = next(name for name, each in base.named_modules() if each is module).rpartition(".")[2]

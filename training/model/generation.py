@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from training.model.attention import generating
+from training.model.kind import AnyModel
 from training.model.tokenizer import find_text_end, find_turn_end
 
 ROLES = frozenset({"system", "user", "assistant", "tool", "model"})
@@ -24,7 +24,7 @@ def find_stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def generate_greedily(
-    model: PreTrainedModel | PeftModel,
+    model: AnyModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Ids],
     *,

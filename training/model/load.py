@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
@@ -15,6 +14,7 @@ from training.model.activations import checkpoint_activations
 from training.model.adapter import attach_adapter, check_new_rows, freeze_parts
 from training.model.attention import choose_attention, register_attention
 from training.model.folder import find_model_folder
+from training.model.kind import AnyModel
 from training.model.products import widen_products
 from training.model.quiet import quiet_upstream
 from training.model.tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ def build_model(
     device: torch.device,
     seed: int,
     activation_checkpointing: str | int,
-) -> PreTrainedModel | PeftModel:
+) -> AnyModel:
     """Load the base, attach the adapter, choose the attention. The same call gives the same on every rank.
 
     Args:
@@ -62,13 +62,13 @@ def prepare_forward(base: PreTrainedModel, activation_checkpointing: str | int) 
 
 def train_parts(
     base: PreTrainedModel, adapter: AdapterConfig, *, dtype: torch.dtype, seed: int, grown: bool
-) -> PreTrainedModel | PeftModel:
+) -> AnyModel:
     """Choose what is trained of a base with weights: all but frozen parts, or an adapter on it.
 
     Raises:
         ModelError: A name in ``adapter`` is no part of the model, or new rows would not be trained.
     """
-    built: PreTrainedModel | PeftModel = base
+    built: AnyModel = base
     if adapter.kind == "none":
         freeze_parts(base, adapter.frozen)
     else:

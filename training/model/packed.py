@@ -3,13 +3,13 @@
 from typing import Literal
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from training.errors import ModelError
 from training.model.attention import build_attention_inputs, generating
 from training.model.inputs import Batch, find_owners, find_target_sources, find_targets
+from training.model.kind import AnyModel, base_of
 from training.model.loss import PLAIN, Groups, Terms, linear_cross_entropy, linear_cross_entropy_per_row
 from training.model.sequence_parallel import Team
 
@@ -20,9 +20,7 @@ class PackedLanguageModel(nn.Module):
     Everything that reads a parameter happens inside ``forward``, where ZeRO-3 gathers what is read.
     """
 
-    def __init__(
-        self, hf_model: PreTrainedModel | PeftModel, *, sources: int = 1, terms: Terms = PLAIN
-    ) -> None:
+    def __init__(self, hf_model: AnyModel, *, sources: int = 1, terms: Terms = PLAIN) -> None:
         """Wrap a model from ``build_model``; its parameters keep their names behind ``hf_model.``.
 
         Args:
@@ -137,12 +135,6 @@ def document_losses(model: PackedLanguageModel, batch: Batch) -> tuple[Tensor, T
     owner = find_owners(batch, places.cpu())
     sums = torch.zeros(documents, dtype=torch.float64).index_add_(0, owner, losses.cpu().double())
     return sums, torch.bincount(owner, minlength=documents)
-
-
-def base_of(hf_model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Give the transformers model inside an adapter, or the model itself."""
-    base: PreTrainedModel = hf_model.get_base_model() if isinstance(hf_model, PeftModel) else hf_model
-    return base
 
 
 def _weight_and_bias(head: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,6 +18,7 @@ from training.model.attention import choose_attention, register_attention
 from training.model.empty import build_empty, names_by_parameter
 from training.model.folder import find_model_folder
 from training.model.four_bit import is_four_bit, make_four_bit, quantise
+from training.model.kind import AnyModel
 from training.model.load import (
     DTYPES,
     FOUR_BITS,
@@ -57,7 +57,7 @@ def build_partitioned_model(
     share_out: Callable[[PreTrainedModel], Partition],
     seed: int,
     activation_checkpointing: str | int,
-) -> tuple[PreTrainedModel | PeftModel, str | None]:
+) -> tuple[AnyModel, str | None]:
     """Build the model that ``build_model`` builds, its base's parameters shared out among the ranks.
 
     Collective. What an adapter adds is whole on every rank, until the engine shares it out.

@@ -8,14 +8,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from training.errors import ModelError
 from training.model.attention import name_attention
 from training.model.inputs import IGNORE_INDEX, Batch, lay_documents
-from training.model.packed import base_of
+from training.model.kind import AnyModel, base_of
 
 CUTS = (40, 18, 31)
 """Tokens kept of each document. The per-document kernel lays first and third into one call, padded."""
@@ -67,7 +65,7 @@ class Asked(Protocol):
 
 
 def measure_isolation(
-    model: PreTrainedModel | PeftModel, documents: Sequence[npt.NDArray[np.integer]], asked: Asked
+    model: AnyModel, documents: Sequence[npt.NDArray[np.integer]], asked: Asked
 ) -> Isolation:
     """Run a short packed row, and each of its documents alone, and compare the logits.
 
@@ -133,7 +131,7 @@ def lay_row(documents: Sequence[npt.NDArray[np.int64]]) -> Batch:
     )
 
 
-def _vocabulary(model: PreTrainedModel | PeftModel) -> int:
+def _vocabulary(model: AnyModel) -> int:
     return int(base_of(model).get_input_embeddings().num_embeddings)
 
 
@@ -150,7 +148,7 @@ def _run(asked: Asked, row: Batch, attention: str) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def _evaluating(model: AnyModel) -> Iterator[None]:
     """Switch dropout off, which would make any two passes differ and draw random numbers."""
     training = model.training
     model.eval()

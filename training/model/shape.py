@@ -1,14 +1,12 @@
 """The few numbers of a model from which DeepSpeed's sizes are chosen."""
 
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
 from training.deepspeed_sizes import ModelShape
-from training.model.packed import base_of
+from training.model.kind import AnyModel, base_of
 
 
-def measure_shape(model: PreTrainedModel | PeftModel) -> ModelShape:
+def measure_shape(model: AnyModel) -> ModelShape:
     """Count a model's elements, also where ZeRO-3 has cut them; of 4-bit weights those that hold them."""
     adapters = [_elements(p) for name, p in model.named_parameters() if "lora_" in name]
     return ModelShape(
@@ -19,7 +17,7 @@ def measure_shape(model: PreTrainedModel | PeftModel) -> ModelShape:
     )
 
 
-def find_layers(model: PreTrainedModel | PeftModel) -> list[nn.Module]:
+def find_layers(model: AnyModel) -> list[nn.Module]:
     """Find the repeated layers; a model without any is one layer."""
     base = base_of(model)
     lists = [module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)]

@@ -4,21 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from training.config.schema import RunConfig
 from training.errors import CheckpointError
 from training.fragments.fragment import DTYPES
 from training.fragments.index import WEIGHT, Parameter
 from training.fragments.reader import FragmentReader
+from training.model.kind import AnyModel
 from training.model.load import build_model
 
 
-def load_trained_model(
-    config: RunConfig, checkpoint_folder: Path | None, device: torch.device
-) -> PreTrainedModel | PeftModel:
+def load_trained_model(config: RunConfig, checkpoint_folder: Path | None, device: torch.device) -> AnyModel:
     """Build the run's model and put a checkpoint's weights into it, in evaluation mode.
 
     Args:
@@ -44,7 +41,7 @@ def load_trained_model(
 
 
 @torch.no_grad()
-def load_weights(model: PreTrainedModel | PeftModel, checkpoint_folder: Path) -> None:
+def load_weights(model: AnyModel, checkpoint_folder: Path) -> None:
     """Put every trained tensor of a checkpoint into ``model``; none may be missing or left over.
 
     The files are mapped, and read a parameter at a time.

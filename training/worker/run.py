@@ -8,8 +8,6 @@ from functools import partial
 from importlib.metadata import version
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
 from training.audit.gate import check_audit
 from training.checkpoint.commit import Lineage
@@ -35,6 +33,7 @@ from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
 from training.model.arithmetic import flops_per_token, peak_flops
 from training.model.inputs import Batch
+from training.model.kind import AnyModel
 from training.model.self_test import CUTS, measure_isolation, refuse_leak
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.outcome import Outcome, write_outcome
@@ -208,7 +207,7 @@ def _open_metrics(
     )
 
 
-def _flops_per_token(config: RunConfig, model: PreTrainedModel | PeftModel, corpus: Corpus) -> float | None:
+def _flops_per_token(config: RunConfig, model: AnyModel, corpus: Corpus) -> float | None:
     """Count what a token of this corpus costs: it attends to its own document, cut to a row, alone."""
     attended = mean_attended_tokens(corpus.lengths, config.batch.sequence_length, config.data.long_documents)
     return flops_per_token(model.config.to_dict(), attended, frozen_base=config.adapter.kind != "none")
