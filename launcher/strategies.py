@@ -39,6 +39,12 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "3, optimizer on CPU": {"zero_stage": 3, "offload_optimizer": "cpu"},
     "3, both on CPU": {"zero_stage": 3, **_BOTH_ON},
     "2, optimizer on NVMe": {"zero_stage": 2, "offload_optimizer": "nvme"},
+    "3, optimizer on NVMe": {"zero_stage": 3, "offload_optimizer": "nvme"},
+    "3, parameters on CPU, optimizer on NVMe": {
+        "zero_stage": 3,
+        "offload_optimizer": "nvme",
+        "offload_parameters": "cpu",
+    },
     "3, both on NVMe": {"zero_stage": 3, "offload_optimizer": "nvme", "offload_parameters": "nvme"},
     "2, Ulysses": {"zero_stage": 2, "sequence_parallel_size": 2},
     "3, Ulysses": {"zero_stage": 3, "sequence_parallel_size": 2},
@@ -96,12 +102,21 @@ FURTHER = (
         precisions=("fp32",),
     ),
     Tested(methods=("none",), strategies=("0", "2", "3"), optimizers=("muon",), precisions=("bf16",)),
+    Tested(
+        methods=("none", "lora"), strategies=("3, both on NVMe",), optimizers=("muon",), precisions=("fp32",)
+    ),
     Tested(methods=("none", "lora"), strategies=("0",), optimizers=("adafactor",), precisions=("fp32",)),
     Tested(
         methods=("none", "lora", "qlora"),
         strategies=("1, optimizer on CPU", "3, optimizer on CPU", "3, hpZ"),
         optimizers=("adamw",),
         precisions=("fp32",),
+    ),
+    Tested(
+        methods=("none", "lora", "qlora"),
+        strategies=("3, optimizer on NVMe", "3, parameters on CPU, optimizer on NVMe", "3, both on NVMe"),
+        optimizers=("adamw",),
+        precisions=PRECISIONS,
     ),
     Tested(
         methods=("none", "lora", "qlora"),
@@ -124,7 +139,6 @@ that `metier train` asks before anything starts, and that every rank asks again.
 | **tested** | `tests/ranks/test_matrix.py` runs it, on CPUs, and compares it with a plain loop |
 | works | the rules let it through; no test runs it |
 | GPU | it needs a GPU; no test runs it |
-| libaio | it needs libaio and its headers on the compute nodes; no test runs it |
 | no (N) | refused in one line, the N-th below |
 
 Where fp32 and bf16 differ, a cell says both, in this order. With bf16, stage 0 is carried out as stage 1:
@@ -145,6 +159,21 @@ Packed documents stay apart, the losses are those of one rank. The size divides 
 a divisor or a multiple of the key-value heads. Best a team is one node: every layer exchanges its activations
 four times forward and four times backward.
 `experiment=llama3_8b_long_ulysses` has rows of 131,072 tokens.
+
+## On the node's disk
+
+`strategy=zero3_nvme strategy.nvme_path=/scratch` keeps the fp32 weights and moments, and with
+`strategy.offload_parameters=nvme` the parameters, in files on the node's own disk (arXiv:2104.07857). In the
+host's memory stay: gradients in fp32, 4 bytes for each trained element of the rank; four buffers of at most
+100 million elements (1.6 GB), or of the largest parameter's part where that is more; and with parameters on
+the disk a buffer for every parameter of a layer, each as long as the largest parameter's part. Parameters are
+read when a layer needs them, not ahead.
+
+Every process makes a folder of its own there and removes it at its end; what a killed one leaves, the next
+start on that node removes. Checkpoints lie in the run directory as ever, and fit any other strategy. Nothing
+is compiled and no library is needed: our own threads read and write the files, past the page cache where the
+file system can, and a disk that is full or refuses ends the run in one line. How fast that is on a real NVMe
+beside a GPU has not been measured.
 
 ## Not there
 
@@ -208,8 +237,6 @@ def _word(method: Method, strategy: str, optimizer: str, precision: str, notes: 
             return f"no ({notes.number(verdict.reason)})"
         case "needs a GPU":
             return "GPU"
-        case "needs libaio":
-            return "libaio"
         case "works":
             return "**tested**" if is_tested(method, strategy, optimizer, precision) else "works"
 

@@ -5,7 +5,10 @@ from typing import Any
 from training.batch import BatchPlan
 from training.config.schema import RunConfig
 from training.deepspeed_sizes import (
+    SUB_GROUP,
     ModelShape,
+    cap_for_nvme,
+    choose_parameter_buffers,
     choose_persistence_threshold,
     choose_prefetch_bucket,
     choose_reduce_bucket,
@@ -58,6 +61,9 @@ def build_deepspeed_config(
     if config.precision == "bf16":
         # Micro-batches are summed in fp32, or the loss would depend on how the batch is cut (law 1).
         built["data_types"] = {"grad_accum_dtype": "fp32"}
+    if "nvme" in {strategy.offload_optimizer, strategy.offload_parameters}:
+        # It rounds lengths up to 1024 bytes for each of these: four times that is what every disk takes.
+        built["aio"] = {"intra_op_parallelism": 4}
     for key, value in strategy.deepspeed_extra.items():
         if key in _OWNED:
             raise ConfigError(f"strategy.deepspeed_extra.{key} belongs to {_OWNED[key]}; set that instead")
@@ -80,6 +86,8 @@ def _zero(config: RunConfig, world_size: int, shape: ModelShape | None) -> dict[
     }
     if strategy.offload_optimizer != "none":
         zero["offload_optimizer"] = _offload(config, strategy.offload_optimizer)
+    if strategy.offload_optimizer == "nvme":
+        zero["sub_group_size"] = SUB_GROUP
     if stage == 3:  # noqa: PLR2004
         prefetch, threshold = strategy.prefetch_bucket_size, strategy.parameter_persistence_threshold
         if prefetch is None and shape:
@@ -96,7 +104,33 @@ def _zero(config: RunConfig, world_size: int, shape: ModelShape | None) -> dict[
         }
         if strategy.offload_parameters != "none":
             zero["offload_param"] = _offload(config, strategy.offload_parameters)
+        if strategy.offload_parameters == "nvme":
+            zero |= _read_as_needed(zero, config, world_size, shape)
     return zero
+
+
+def _read_as_needed(
+    zero: dict[str, Any], config: RunConfig, world_size: int, shape: ModelShape | None
+) -> dict[str, Any]:
+    """Let parameters come from the disk when a layer needs them, and go when it is done.
+
+    Reading ahead takes buffers that the next layer may then not find: DeepSpeed ends the run there.
+    """
+    threshold: int | str = _FROM_MODEL
+    count: int | str = _FROM_MODEL
+    size: int | str = _FROM_MODEL
+    if shape:
+        threshold = cap_for_nvme(zero["stage3_param_persistence_threshold"])
+        adapted = config.adapter.kind != "none"
+        count, size = choose_parameter_buffers(shape, world_size, adapted=adapted)
+    return {
+        "stage3_prefetch_bucket_size": 0,
+        "stage3_max_reuse_distance": 0,
+        "stage3_param_persistence_threshold": threshold,
+        # Unless it is told so, DeepSpeed keeps the first thousand million in the host's memory.
+        "offload_param": zero["offload_param"]
+        | {"max_in_cpu": 0, "buffer_count": count, "buffer_size": size},
+    }
 
 
 def _offload(config: RunConfig, device: str) -> dict[str, Any]:

@@ -21,7 +21,10 @@ from training.schedule import learning_rate_at
 STEPS = 20
 COMMON = ["experiment=tiny_smoke", f"loop.max_steps={STEPS}", "loop.checkpoint_every_steps=100"]
 CASES = {
-    "full": ("none", [("zero0", 2), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero3", 2)]),
+    "full": (
+        "none",
+        [("zero0", 2), ("zero1", 2), ("zero2", 1), ("zero2", 2), ("zero3", 2), ("zero3_nvme", 2)],
+    ),
     "qlora": ("qlora", [("zero2", 2), ("zero3", 2)]),
 }
 
@@ -75,14 +78,16 @@ def test_an_experiment_has_the_same_loss_curve_however_it_is_cut(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = link_prepared(prepared, tmp_path / "work")
+    folder, disk = link_prepared(prepared, tmp_path / "work"), tmp_path / "disk"
+    disk.mkdir()
     monkeypatch.chdir(folder)
     expected = plain_losses(compose_run([*COMMON, f"adapter={adapter}"], ConfigTree.open(None)).config)
 
     for strategy, processes in cuts:
         name = f"{adapter}_{strategy}_{processes}"
         cut = [f"strategy={strategy}", f"cluster.processes_per_node={processes}", f"name={name}"]
-        succeed(folder, "train", *COMMON, f"adapter={adapter}", *cut)
+        succeed(folder, "train", *COMMON, f"adapter={adapter}", *cut, f"strategy.nvme_path={disk}")
+        assert list(disk.iterdir()) == [], "what was swapped out goes with the run"
         lines = journal(folder / "runs" / name)
         assert [lines[step]["loss"] for step in range(1, STEPS + 1)] == pytest.approx(expected, rel=1e-4), (
             name

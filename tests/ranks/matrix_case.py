@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from launcher.compose import compose_run
 from launcher.strategies import FURTHER, MATRIX, STRATEGIES
 from launcher.tree import ConfigTree
+from tests.ranks.disk_case import on_disk
 from tests.ranks.training_case import LENGTH, VOCABULARY, rate_at
 from tests.reference_loop import Document, PlainStep, walk_plainly
 from training.config.freeze import check_config
@@ -87,7 +88,10 @@ class Cell:
             {
                 "precision": self.precision,
                 # The tiny model's matrices would stay whole at stage 3 under the threshold of real ones.
-                "strategy": {**STRATEGIES[self.strategy], "parameter_persistence_threshold": HIDDEN + 1},
+                "strategy": {
+                    **on_disk(STRATEGIES[self.strategy], folder),
+                    "parameter_persistence_threshold": HIDDEN + 1,
+                },
                 "cluster": {"processes_per_node": self.ranks, "gpus_per_node": self.ranks * self.on_gpu},
                 "batch": {
                     "global_batch_size": self.rows_per_step,

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tests.ranks.disk_case import swap_small_tensors
 from tests.ranks.matrix_case import CPU, Cell, lay_rows, make_documents
 from tests.ranks.training_case import make_batch, rate_at
 from training.batch import plan_run
@@ -17,6 +18,7 @@ from training.ranks import Ranks
 def walk_cells(cells: list[Cell], folder: Path, device: torch.device = CPU) -> list[list[StepResult]]:
     """Train every cell in this process; give what its steps reported."""
     torch.set_num_threads(1)
+    swap_small_tensors()
     ranks = Ranks.from_environ(os.environ)
     if not dist.is_initialized():
         join(ranks, device=device, timeout_seconds=120)

@@ -12,13 +12,17 @@ from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
 from training.deepspeed_sizes import (
     ModelShape,
+    cap_for_nvme,
+    choose_parameter_buffers,
     choose_persistence_threshold,
     choose_prefetch_bucket,
     choose_reduce_bucket,
 )
 
-LLAMA_8B = ModelShape(parameters=8_030_261_248, layer=218_112_000, hidden=4096, adapter=0)
-TINY = ModelShape(parameters=300_000, layer=40_000, hidden=64, adapter=0)
+LLAMA_8B = ModelShape(
+    parameters=8_030_261_248, layer=218_112_000, hidden=4096, adapter=0, tensor=525_336_576, tensors=12
+)
+TINY = ModelShape(parameters=300_000, layer=40_000, hidden=64, adapter=0, tensor=16_384, tensors=12)
 
 
 def compose(*changes: str) -> RunConfig:
@@ -60,10 +64,23 @@ def test_without_the_model_the_sizes_say_where_they_come_from() -> None:
     assert zero["stage3_prefetch_bucket_size"] == zero["reduce_bucket_size"] == "chosen from the model's size"
 
 
-def test_offload_to_nvme_names_its_folder() -> None:
-    zero = build("strategy=zero3_nvme", "strategy.nvme_path=/scratch")["zero_optimization"]
-    wanted = {"device": "nvme", "pin_memory": False, "nvme_path": "/scratch"}
-    assert zero["offload_optimizer"] == zero["offload_param"] == wanted
+def test_offload_to_nvme_names_its_folder_and_reads_parameters_as_they_are_needed() -> None:
+    built = build("strategy=zero3_nvme", "strategy.nvme_path=/scratch")
+    zero = built["zero_optimization"]
+    place = {"device": "nvme", "pin_memory": False, "nvme_path": "/scratch"}
+    buffers = {"max_in_cpu": 0, "buffer_count": 12, "buffer_size": 16_384}
+    assert (zero["offload_optimizer"], zero["offload_param"]) == (place, place | buffers)
+    assert zero["stage3_prefetch_bucket_size"] == zero["stage3_max_reuse_distance"] == 0
+    assert zero["sub_group_size"] == 100_000_000
+    assert built["aio"]["intra_op_parallelism"] * 1024 == 4096
+
+
+def test_buffers_for_parameters_from_the_disk_are_those_of_a_layer_and_hold_the_longest_part() -> None:
+    assert choose_parameter_buffers(LLAMA_8B, 8, adapted=False) == (12, 65_667_072)
+    assert choose_parameter_buffers(replace(LLAMA_8B, tensor=17), 8, adapted=True) == (36, 3)
+    # What stays on every rank is never on the disk: it would all be read at once.
+    assert cap_for_nvme(10**9) * 4 < 2**20
+    assert cap_for_nvme(640) == 640
 
 
 def test_zero_plus_plus_becomes_deepspeeds_keys() -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from training.metrics.journal import Events, Journal, read_journal, read_lines
 
 
@@ -51,7 +53,7 @@ def test_two_writers_never_mix_their_lines(tmp_path: Path) -> None:
         assert [line["step"] for line in lines if line["writer"] == name] == list(range(500))
 
 
-def test_a_full_disk_loses_lines_by_count_and_corrupts_none(tmp_path: Path) -> None:
+def test_lines_wait_for_a_full_disk_and_are_written_in_order_when_it_has_space(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     line = {"step": 0, "pad": "x" * 80}
     size = len(json.dumps(line)) + 1
@@ -69,7 +71,22 @@ def test_a_full_disk_loses_lines_by_count_and_corrupts_none(tmp_path: Path) -> N
     assert journal.lost_lines == 3
     assert journal.append(line | {"step": 5})
     journal.close()
-    assert [found["step"] for found in read_lines(path)] == [0, 1, 5]
+    assert journal.lost_lines == 0
+    assert [found["step"] for found in read_lines(path)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_no_more_than_so_many_lines_wait_and_the_oldest_are_lost_by_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.metrics.journal.WAITING_BYTES", 3 * len('{"step": 0}\n'))
+    (tmp_path / "runs").write_text("no folder")
+    journal = Journal(tmp_path / "runs" / "metrics.jsonl")
+    assert not any(journal.append({"step": step}) for step in range(5))
+    (tmp_path / "runs").unlink()
+    assert journal.append({"step": 5})
+    journal.close()
+    assert journal.lost_lines == 3
+    assert [found["step"] for found in read_lines(tmp_path / "runs" / "metrics.jsonl")] == [3, 4, 5]
 
 
 def test_a_journal_that_cannot_be_opened_counts_its_losses(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def test_a_disk_that_refuses_is_told_once_and_counted_and_ends_nothing(tmp_path:
     said = stream.getvalue()
     assert said.count("a line could not be written") == 1
     assert "3 steps could not be written" in said
-    lost = [event for event in read_lines(RunLayout(tmp_path).events) if event["event"] == "metrics_lost"]
-    assert [event.get("lines") for event in lost] == [None, 3]
+    told = [(event["event"], event.get("lines")) for event in read_lines(RunLayout(tmp_path).events)]
+    assert told == [("metrics_waiting", None), ("metrics_lost", 3)]
 
 
 @pytest.mark.parametrize("kind", ["started", "resumed", "saved", "save_failed", "preempted", "failed"])

@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from launcher.compose import compose_run
@@ -40,6 +40,9 @@ class AllIsMine:
 
     def cut(self, parameter: nn.Parameter) -> None:
         self.cut_elements += parameter.numel()
+
+    def greatest(self, values: Tensor) -> Tensor:
+        return values
 
     def gathering(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -80,16 +83,30 @@ def configure(
     return config.model_copy(update={"model": model, "precision": precision})
 
 
-def build_both(config: RunConfig, partition: AllIsMine | None = None) -> tuple[Any, str | None, Any]:
-    how: dict[str, Any] = {
-        "precision": config.precision,
-        "seed": 1,
-        "activation_checkpointing": "full",
-    }
-    shared, reason = build_partitioned_model(
-        config.model, config.adapter, share_out=lambda _: partition or AllIsMine(), **how
+def build_shared(config: RunConfig, partition: AllIsMine | None = None) -> tuple[Any, str | None]:
+    return build_partitioned_model(
+        config.model,
+        config.adapter,
+        share_out=lambda _: partition or AllIsMine(),
+        precision=config.precision,
+        seed=1,
+        activation_checkpointing="full",
     )
-    return shared, reason, build_model(config.model, config.adapter, device=CPU, **how)
+
+
+def build_whole(config: RunConfig) -> Any:
+    return build_model(
+        config.model,
+        config.adapter,
+        device=CPU,
+        precision=config.precision,
+        seed=1,
+        activation_checkpointing="full",
+    )
+
+
+def build_both(config: RunConfig, partition: AllIsMine | None = None) -> tuple[Any, str | None, Any]:
+    return *build_shared(config, partition), build_whole(config)
 
 
 METHODS = {
@@ -127,7 +144,7 @@ def test_new_rows_that_would_not_be_trained_are_refused_here_too(folders: dict[s
     changes = ("adapter=lora", "adapter.trained_modules=[embed_tokens]")
     config = configure(folders["untied"], *changes, extra_tokens=["lisinopril"])
     with pytest.raises(ModelError, match="lm_head had no row for some tokens"):
-        build_both(config)
+        build_shared(config)
 
 
 def break_shape(folder: Path) -> None:
@@ -161,16 +178,9 @@ def test_harm_to_a_single_file_is_one_line_that_names_file_and_tensor(harm: Any,
     config = configure(folder, precision="bf16")
 
     with pytest.raises(ModelError, match=SINGLE[harm]) as shared:
-        build_both(config)
+        build_shared(config)
     with pytest.raises(ModelError, match=SINGLE[harm]) as whole:
-        build_model(
-            config.model,
-            config.adapter,
-            precision="bf16",
-            device=CPU,
-            seed=1,
-            activation_checkpointing="none",
-        )
+        build_whole(config)
 
     assert str(folder / "model.safetensors") in str(shared.value)
     assert str(folder) in str(whole.value)
@@ -186,17 +196,9 @@ def test_a_4_bit_weight_of_another_shape_is_refused_in_both_ways(tmp_path: Path)
     config = configure(folder, *METHODS["qlora"])
     words = rf"tensor {name} has shape \[32, 128\], config\.json wants \[64, 64\]"
 
-    with pytest.raises(ModelError, match=words):
-        build_both(config)
-    with pytest.raises(ModelError, match=words):
-        build_model(
-            config.model,
-            config.adapter,
-            precision="fp32",
-            device=CPU,
-            seed=1,
-            activation_checkpointing="none",
-        )
+    for build in (build_shared, build_whole):
+        with pytest.raises(ModelError, match=words):
+            build(config)
 
 
 def remove_file(folder: Path, file: str) -> None:
@@ -225,7 +227,7 @@ def test_harm_to_one_of_several_files_names_it(harm: Any, tmp_path: Path) -> Non
     harm(folder, sorted(set(index["weight_map"].values()))[1])
 
     with pytest.raises(ModelError, match=SHARDED[harm]) as caught:
-        build_both(configure(folder, precision="bf16"))
+        build_shared(configure(folder, precision="bf16"))
 
     assert "\n" not in str(caught.value)
 
@@ -276,26 +278,10 @@ def test_a_model_of_the_hub_is_read_in_the_hubs_cache(
     write_llama(kept / "snapshots" / "abc", shard_bytes=shard_bytes)
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("abc", encoding="ascii")
-    config = configure(tmp_path)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"path": "someone/small"})})
-    partition = AllIsMine()
+    config = configure(kept / "snapshots" / "abc")
+    of_hub = config.model_copy(update={"model": config.model.model_copy(update={"path": "someone/small"})})
 
-    shared, reason = build_partitioned_model(
-        config.model,
-        config.adapter,
-        precision="fp32",
-        share_out=lambda _: partition,
-        seed=1,
-        activation_checkpointing="none",
-    )
+    shared, reason = build_shared(of_hub)
 
     assert reason is None
-    whole = build_model(
-        config.model.model_copy(update={"path": str(kept / "snapshots" / "abc")}),
-        config.adapter,
-        precision="fp32",
-        device=CPU,
-        seed=1,
-        activation_checkpointing="none",
-    )
-    assert compare_models(shared, whole, lambda parameter: parameter.data) == []
+    assert compare_models(shared, build_whole(config), lambda parameter: parameter.data) == []

@@ -105,6 +105,11 @@ def tiny_smoke() -> RunConfig:
             "none; set loop.evaluate_every_steps",
         ),
         (
+            {"loop.sample_top_p": 0.9},
+            "loop.sample_top_p=0.9 chooses what tokens are drawn from, and none are; set "
+            "loop.sample_temperature, or sample_top_p=1",
+        ),
+        (
             {"loop.patience": 3},
             "loop.patience=3 counts measurements of the held-out loss, and there are none; set "
             "loop.evaluate_every_steps",

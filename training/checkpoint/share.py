@@ -25,6 +25,9 @@ class Share:
     tensors: tuple[tuple[int, Tensor], ...]
     size: int
 
+    on_disk: bool = False
+    """Some of it is files already; it is written from there, without a copy in memory."""
+
 
 class HostBuffer:
     """Memory of this process for one rank's share, kept from one save to the next.
@@ -85,7 +88,7 @@ def _find_gpu(share: Share) -> torch.device | None:
 
 def plan_share(fragments: Iterable[Fragment]) -> Share:
     """Lay fragments end to end; their tensors are looked at, not copied."""
-    pieces, tensors, offset = [], [], 0
+    pieces, tensors, offset, on_disk = [], [], 0, False
     for fragment in fragments:
         keys = {key: NAMES[tensor.dtype] for key, tensor in fragment.tensors.items()}
         length = len(next(iter(fragment.tensors.values())))
@@ -102,8 +105,8 @@ def plan_share(fragments: Iterable[Fragment]) -> Share:
             )
         )
         tensors += [(places[key], tensor.detach()) for key, tensor in fragment.tensors.items()]
-        offset = free
-    return Share(tuple(pieces), tuple(tensors), offset)
+        offset, on_disk = free, on_disk or fragment.on_disk
+    return Share(tuple(pieces), tuple(tensors), offset, on_disk)
 
 
 def write_share(path: Path, share: Share) -> FileRecord:

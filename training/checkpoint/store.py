@@ -185,14 +185,16 @@ class CheckpointStore:
     def _copy_and_write(
         self, flight: _Flight, share: Share | StorageError, ready: torch.cuda.Event | None
     ) -> None:
-        if not isinstance(share, StorageError):
+        if not isinstance(share, StorageError) and not share.on_disk:
             try:
                 share = self._buffer.copy(share, ready)
             except Exception as error:
                 # Whatever it is: the training waits for the copy, and the other ranks for this one's word.
                 share = self._explain(error)
-        flight.copied.set()
+        if isinstance(share, StorageError) or not share.on_disk:
+            flight.copied.set()
         self._write(flight, share)
+        flight.copied.set()
 
     def _explain(self, error: Exception) -> StorageError:
         return StorageError(f"rank {self._lineage.ranks.rank} cannot copy its state: {first_line(error)}")

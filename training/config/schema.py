@@ -95,10 +95,17 @@ class LoopConfig(Section):
         description="documents measured then: others than `metier evaluate` takes"
     )
     sample_documents: NonNegativeInt = Field(
-        description="of these, how many are answered greedily at each measurement, into samples.jsonl and "
-        "W&B; a text without a question is continued from its middle"
+        description="of these, how many are answered at each measurement, into samples.jsonl and W&B; a text "
+        "without a question is continued from its middle"
     )
     sample_tokens: PositiveInt = Field(description="tokens that such an answer may have")
+    sample_temperature: NonNegativeFloat = Field(
+        description="0: its tokens are the likeliest; else they are drawn, each question's with the same "
+        "seed every time"
+    )
+    sample_top_p: float = Field(
+        gt=0, le=1, description="drawn are the likeliest tokens that have this probability together; 1: any"
+    )
     patience: PositiveInt | None = Field(
         description="measurements in a row without a gain that end the run; null: it goes to max_steps"
     )

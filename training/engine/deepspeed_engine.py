@@ -12,14 +12,15 @@ from training.batch import BatchPlan
 from training.collectives import sum_over_ranks
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
+from training.engine.disk_io import serve_swappers
 from training.engine.gradients import drop_gradients, measure_gradient_norm, step_knowing
 from training.engine.layers import prepare_layers
 from training.engine.memory import MemoryAccount, MemoryMeter
-from training.engine.needs import check_needs
 from training.engine.seeds import seed_pass
 from training.engine.shards import Shards
 from training.engine.step import Accept, SourceLoss, StepResult, StepSeconds
 from training.engine.stopwatch import Stopwatch
+from training.engine.swapped import keep_gradients
 from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
 from training.model.arithmetic import check_heads
@@ -37,6 +38,7 @@ from training.rules.strategies import effective_stage
 # On CPUs DeepSpeed would compile a shared-memory all-reduce at first use, for a minute or two. gloo's own is
 # as fast for gradients of this size; DeepSpeed asks this table whether the op can be had.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+serve_swappers()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,6 @@ class DeepSpeedEngine:
         self._meter = MemoryMeter(place.device)
         self.model = model
 
-        check_needs(config.strategy)
         size = place.plan.sequence_parallel_size
         check_heads(base_of(model).config.to_dict(), size)
         self._team = found_teams(place.ranks.rank, place.ranks.world_size, size)
@@ -86,6 +87,7 @@ class DeepSpeedEngine:
         if place.ranks.world_size == 1 and stage == 0:
             # There is nobody to reduce with; DeepSpeed would copy all gradients together and apart again.
             self._engine.enable_backward_allreduce = False
+        keep_gradients(self._engine.optimizer)
         self._shards = Shards(model, self._engine.optimizer, place.ranks, stage)
         if isinstance(optimizer, Muon):
             optimizer.orthogonalize = self._shards.find_matrices(place.device) or optimizer.orthogonalize

@@ -17,6 +17,8 @@ from deepspeed.runtime.utils import get_global_norm_of_tensors
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
+from training.engine.swapped import drop_kept_gradients
+
 
 @dataclass(frozen=True, slots=True)
 class GradientNorm:
@@ -106,6 +108,7 @@ def drop_gradients(engine: Any) -> None:
             sums.update(dict.fromkeys(sums))
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         optimizer._overflow_clean_up(1.0)  # 0.19.8 has done so; where the step asks for the answer it has not
+        drop_kept_gradients(optimizer)
     if "overflow" in vars(optimizer):
         optimizer.overflow = False  # it is part of what DeepSpeed saves, and there was none
 

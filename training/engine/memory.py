@@ -38,7 +38,8 @@ class MemoryAccount:
     """Moments and fp32 master weights."""
 
     buffers: int
-    """Those of the model, and buckets for reducing gradients that DeepSpeed keeps between steps."""
+    """Those of the model, and what DeepSpeed keeps between steps: for gradients that are reduced, and for
+    tensors on their way to a disk."""
 
     host: int
     """How much of all this lies in the host's memory though the rank has a device: what is offloaded."""
@@ -111,6 +112,11 @@ def _buffers(engine: Any) -> Iterator[Any]:
     yield from engine.module.buffers()
     for bucket in getattr(engine.optimizer, "ipg_buckets", {}).values():
         yield getattr(bucket, "buffer", None)
+    swappers = {getattr(parameter, "nvme_swapper", None) for parameter in engine.module.parameters()}
+    for swapper in (*swappers, getattr(engine.optimizer, "optimizer_swapper", None)):
+        yield getattr(swapper, "buffers", None)
+        yield getattr(swapper, "partitioned_swap_buffer", None)
+        yield getattr(getattr(swapper, "swap_buffer_manager", None), "all_buffers", None)
 
 
 def _storages(values: Iterable[Any], known: set[int]) -> list[Tensor]:

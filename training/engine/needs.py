@@ -1,22 +1,38 @@
-"""What a strategy needs of the machine that it runs on: asked on the node itself before anything is built."""
+"""What a strategy needs of the node's disk: asked before anything is written to it."""
 
-from training.config.schema import StrategyConfig
-from training.errors import ClusterError
+import shutil
+
+from training.config.schema import RunConfig, StrategyConfig
+from training.deepspeed_sizes import ModelShape
+from training.errors import StorageError
+
+_STATE_BYTES = 12  # of a trained element: fp32 weight and two moments
 
 
-def check_needs(strategy: StrategyConfig) -> None:
-    """Refuse to offload to NVMe where DeepSpeed cannot.
+def swaps_to_disk(strategy: StrategyConfig) -> bool:
+    """Whether something of the training state lies on the node's disk."""
+    return "nvme" in {strategy.offload_optimizer, strategy.offload_parameters}
+
+
+def check_room(config: RunConfig, shape: ModelShape, world_size: int) -> None:
+    """Refuse a disk that cannot take what the ranks of a node will put there.
 
     Raises:
-        ClusterError: libaio or its headers are missing, against which DeepSpeed compiles its I/O.
+        StorageError: It has too little space.
     """
-    if "nvme" not in {strategy.offload_optimizer, strategy.offload_parameters}:
+    strategy, cluster = config.strategy, config.cluster
+    if not swaps_to_disk(strategy) or strategy.nvme_path is None:
         return
-    # DeepSpeed's builders look for compilers when they are imported.
-    from deepspeed.ops.op_builder import AsyncIOBuilder  # noqa: PLC0415
-
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise ClusterError(
-            "strategy.offload_optimizer or offload_parameters=nvme needs libaio with its headers on every "
-            "node (Debian: libaio-dev); install it, or use cpu"
+    each = 0
+    if strategy.offload_parameters == "nvme":
+        each += 4 if config.precision == "fp32" else 2
+    if strategy.offload_optimizer == "nvme" and config.adapter.kind == "none":
+        each += _STATE_BYTES
+    on_node = min(world_size, cluster.gpus_per_node or cluster.processes_per_node)
+    wanted, free = each * shape.parameters * on_node // world_size, shutil.disk_usage(strategy.nvme_path).free
+    if free < wanted:
+        raise StorageError(
+            f"strategy.nvme_path={strategy.nvme_path} has {free / 1e9:.1f} GB free and the {on_node} "
+            f"processes of this node want {wanted / 1e9:.1f} GB; free some, name another disk, or use more "
+            "nodes"
         )

@@ -9,6 +9,7 @@ from typing import Any
 from deepspeed import comm as distributed
 from deepspeed.runtime.zero import Init
 from deepspeed.utils import groups
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -16,6 +17,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
 from training.engine.deepspeed_engine import Place
+from training.engine.needs import check_room
 from training.model.kind import AnyModel
 from training.model.load import build_model
 from training.model.partitioned import build_partitioned_model
@@ -36,7 +38,9 @@ class ZeroPartition:
         self.device = place.device
         # DeepSpeed counts ranks by its own module, which finds the group that was joined already.
         distributed.init_distributed(dist_init_required=False)
-        self._config: dict[str, Any] = build_deepspeed_config(config, place.plan, measure_shape(empty))
+        shape = measure_shape(empty)
+        check_room(config, shape, place.plan.world_size)
+        self._config: dict[str, Any] = build_deepspeed_config(config, place.plan, shape)
         # Version 0.19.8: it never enters the context, which would replace torch's functions. The group exists
         # already where another engine of this process has founded it.
         self._cutter = Init(
@@ -61,6 +65,11 @@ class ZeroPartition:
         """Keep this rank's part where the strategy wants it: on the device, in the host's memory, on NVMe."""
         self._cutter._convert_to_deepspeed_param(parameter)
         parameter.partition()
+
+    def greatest(self, values: Tensor) -> Tensor:
+        """Give the greatest of each value that a rank has."""
+        distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
+        return values
 
     @contextmanager
     def gathering(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """A rank's share of the training state, as fragments that fit into any other cut of the same model."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from training.engine.slots import (
     find_slots,
     holds_everything,
     publish_weights,
+    release_weights,
+    saved_state_of,
     state_of,
 )
+from training.engine.swapped import at_hand, lies_on_disk
 from training.errors import CheckpointError
 from training.fragments.fragment import DTYPES, Fragment
 from training.fragments.index import WEIGHT, Parameter
@@ -50,7 +54,8 @@ class Shards:
             begin, end = end * rank // world_size, end * (rank + 1) // world_size
         passed = 0
         for number, slot in enumerate(slots):
-            tensors, scalars, blocks = _sort_state(slot, state_of(self._optimizer, slot))
+            tensors, scalars, blocks = _sort_state(slot, saved_state_of(self._optimizer, slot))
+            on_disk = lies_on_disk(self._optimizer, slot.owner)
             for held in slot.held:
                 first, last = max(begin, passed), min(end, passed + held.length)
                 if first < last:
@@ -61,6 +66,7 @@ class Shards:
                         start=held.start + first - passed,
                         tensors={key: flat[place : place + last - first] for key, flat in tensors.items()},
                         scalars=scalars,
+                        on_disk=on_disk,
                     )
                 passed += held.length
             for key, block in blocks.items() if self._writes_blocks else ():
@@ -83,20 +89,25 @@ class Shards:
         """
         parameters = reader.index.parameters
         self._check_names(parameters)
+        release_weights(self._optimizer)
         for number, slot in enumerate(self._find_slots()):
-            member = _describe(slot, parameters)
-            state = state_of(self._optimizer, slot)
-            for key, dtype in member.keys.items():
-                flat = slot.values if key == WEIGHT else _place(state, key, slot, DTYPES[dtype])
-                for held in slot.held:
-                    for begin, data in reader.read(held.name, key, held.start, held.start + held.length):
-                        found = torch.frombuffer(data, dtype=DTYPES[dtype])
-                        place = held.offset + begin - held.start
-                        flat[place : place + len(found)].copy_(found)
-            for key, value in member.scalars.items():
-                state[key] = self._scalar(state.get(key), value, slot)
-            self._load_blocks(reader, number, state)
+            with at_hand(self._optimizer, number, slot.owner) as values:
+                self._load_slot(reader, number, slot if values is None else replace(slot, values=values))
         publish_weights(self._optimizer)
+
+    def _load_slot(self, reader: FragmentReader, number: int, slot: Slot) -> None:
+        member = _describe(slot, reader.index.parameters)
+        state = state_of(self._optimizer, slot)
+        for key, dtype in member.keys.items():
+            flat = slot.values if key == WEIGHT else _place(state, key, slot, DTYPES[dtype])
+            for held in slot.held:
+                for begin, data in reader.read(held.name, key, held.start, held.start + held.length):
+                    found = torch.frombuffer(data, dtype=DTYPES[dtype])
+                    place = held.offset + begin - held.start
+                    flat[place : place + len(found)].copy_(found)
+        for key, value in member.scalars.items():
+            state[key] = self._scalar(state.get(key), value, slot)
+        self._load_blocks(reader, number, state)
 
     def _find_slots(self) -> list[Slot]:
         return find_slots(self._optimizer, self._names)

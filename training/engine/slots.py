@@ -18,6 +18,8 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
+from training.engine.swapped import look_at
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -83,9 +85,27 @@ def state_of(optimizer: Any, slot: Slot) -> dict[str, Any]:
     return state
 
 
+def saved_state_of(optimizer: Any, slot: Slot) -> dict[str, Any]:
+    """Give the same to be looked at alone, also where DeepSpeed has swapped it out."""
+    known = state_of(optimizer, slot).items()
+    return {
+        key: look_at(optimizer, slot.owner, value) if isinstance(value, Tensor) else value
+        for key, value in known
+    }
+
+
 def counts_in_tensors(optimizer: Any) -> bool:
     """Whether the wrapped optimizer keeps scalars as tensors, as torch's own do; others keep numbers."""
     return isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.AdamW | torch.optim.Adafactor)
+
+
+def release_weights(optimizer: Any) -> None:
+    """Let go of parameters that ZeRO 3 has gathered, or is reading from a disk: they are about to change.
+
+    Collective.
+    """
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        optimizer._partition_all_parameters()
 
 
 @torch.no_grad()
@@ -143,14 +163,11 @@ def _partitioned_parameters(optimizer: Any, names: Mapping[int, str]) -> Iterato
             kept = min(length, parameter.ds_numel - start)
             if kept > 0:
                 held.append(Held(names[id(parameter)], start, offset, kept))
-        yield Slot(flat.detach(), flat, tuple(held), tuple(names[id(parameter)] for parameter in group))
+        values = look_at(optimizer, flat, flat).detach()
+        yield Slot(values, flat, tuple(held), tuple(names[id(parameter)] for parameter in group))
 
 
 def _publish_partitions(optimizer: Any) -> None:
-    groups = zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True)
-    for number, (model, master) in enumerate(groups):
-        model.data.copy_(master.data)
-        optimizer._unflatten_partitioned_parameters(number)
-    # Small parameters may stand gathered on every rank: their old values must go.
-    if optimizer.persistent_parameters:
-        optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
+    for number, master in enumerate(optimizer.fp32_partitioned_groups_flat):
+        if master.numel():  # else it is on a disk, and was written there with the weights that follow it
+            optimizer._reassign_or_swap_out_partitioned_parameters(number)

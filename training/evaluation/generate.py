@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.evaluation.answers import Question
-from training.model.generation import generate_greedily, say
+from training.model.generation import generate, say
 
 
 def answer_questions(
@@ -30,7 +30,7 @@ def answer_questions(
     answers = [""] * len(questions)
     for batch in cut_batches([q.prompt_ids.size + max_new_tokens for q in questions], tokens_per_batch):
         chosen = [questions[index] for index in batch]
-        found = generate_greedily(
+        found = generate(
             model, tokenizer, [question.prompt_ids for question in chosen], max_new_tokens=max_new_tokens
         )
         for index, ids in zip(batch, found, strict=True):

@@ -37,3 +37,6 @@ class Fragment:
     """By key, all [N]: ``weight`` and the optimizer's own, such as ``exp_avg``. Views of the live state."""
 
     scalars: dict[str, float]
+
+    on_disk: bool = False
+    """The tensors are maps of files: to copy them into memory would take what was to be spared."""

@@ -1,8 +1,10 @@
 """metrics.jsonl and events.jsonl: one JSON object per line, appended; the truth about a run."""
 
+import errno
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,37 +12,68 @@ from typing import Any
 NEWLINE = b"\n"
 
 
+WAITING_BYTES = 16 << 20
+"""Of lines that wait in memory for a disk to take them; some twenty thousand steps."""
+
+
 class LineFile:
-    """Appends whole lines. A full disk never ends the training: lost lines are counted."""
+    """Appends whole lines. A full disk never ends the training: lines wait until it has space again."""
 
     def __init__(self, path: Path) -> None:
-        """Open ``path`` for appending, or count every line as lost when that fails."""
+        """Append to ``path``, which is opened with the first line."""
         self.path = path
-        self.lost_lines = 0
         self.last_error: str | None = None
+        self._dropped = 0
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
         self._descriptor: int | None = None
         self._torn = False
 
-    def append(self, value: Mapping[str, Any]) -> bool:
-        """Write one line with one system call; False when it was lost.
+    @property
+    def lost_lines(self) -> int:
+        """Lines that are not in the file: those that wait, and the oldest where too many had to."""
+        return self._dropped + len(self._waiting)
 
-        O_APPEND makes the call atomic on a local file system: two writers never mix their lines.
-        """
+    def append(self, value: Mapping[str, Any]) -> bool:
+        """Write one line, behind those that wait; False when it has to wait as well."""
+        self._wait_with(_encode(value) + NEWLINE)
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Write the lines that wait, in their order; False when some still have to."""
         try:
-            descriptor = self._open()
-            # What came before may lack its end: a kill or a full disk in the middle of a line. The new
-            # line starts afresh, and readers skip the torn one.
-            line = NEWLINE * self._torn + _encode(value) + NEWLINE
-            written = os.write(descriptor, line)
-            self._torn = written < len(line)
+            while self._waiting:
+                self._write(self._waiting[0])
+                self._waiting_bytes -= len(self._waiting.popleft())
         except OSError as error:
             self.last_error = error.strerror or str(error)
-            self.lost_lines += 1
             return False
-        if self._torn:
-            self.last_error = "the disk took half a line"
-            self.lost_lines += 1
-        return not self._torn
+        return True
+
+    def _wait_with(self, line: bytes) -> None:
+        self._waiting.append(line)
+        self._waiting_bytes += len(line)
+        while self._waiting_bytes > WAITING_BYTES:
+            self._waiting_bytes -= len(self._waiting.popleft())
+            self._dropped += 1
+
+    def _write(self, line: bytes) -> None:
+        """Write a line with one system call.
+
+        O_APPEND makes the call atomic on a local file system: two writers never mix their lines.
+
+        Raises:
+            OSError: The disk took nothing of it, or a part.
+        """
+        descriptor = self._open()
+        # What came before may lack its end: a kill or a full disk in the middle of a line. The new line
+        # starts afresh, and readers skip the torn one.
+        line = NEWLINE * self._torn + line
+        written = os.write(descriptor, line)
+        if written:
+            self._torn = written < len(line)
+        if written < len(line):
+            raise OSError(errno.ENOSPC, "the disk took half a line")
 
     def sync(self) -> None:
         """Return once the lines would survive a power cut, or the disk has refused."""
@@ -53,6 +86,7 @@ class LineFile:
 
     def close(self) -> None:
         """Make the lines durable and let the file go."""
+        self.flush()
         self.sync()
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -75,7 +109,7 @@ class Events(LineFile):
     """events.jsonl: started, resumed, saved, save_failed, preempted, failed, finished."""
 
     def record(self, kind: str, **facts: object) -> bool:
-        """Write one event with its time, durably; False when it was lost."""
+        """Write one event with its time, durably; False when it has to wait."""
         kept = self.append({"event": kind, "time": round(time.time(), 3), **facts})
         self.sync()
         return kept

@@ -65,6 +65,7 @@ class LeadSink:
     def close(self) -> None:
         """Write out what is pending; W&B gets a bounded time."""
         self._screen.close()
+        self._journal.flush()
         if self._journal.lost_lines:
             self._screen.say(f"{self._journal.path}: {self._journal.lost_lines} steps could not be written")
             self._events.record("metrics_lost", incarnation=self._incarnation, lines=self._journal.lost_lines)
@@ -78,10 +79,11 @@ class LeadSink:
             return
         self._warned = True
         self._screen.say(
-            f"{file.path}: a line could not be written ({file.last_error}); training goes on, free some space"
+            f"{file.path}: a line could not be written ({file.last_error}); training goes on and lines wait "
+            "in memory; free some space"
         )
         if not isinstance(file, Events):
-            self._events.record("metrics_lost", incarnation=self._incarnation, reason=file.last_error)
+            self._events.record("metrics_waiting", incarnation=self._incarnation, reason=file.last_error)
 
 
 def open_metrics(

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from training.errors import ModelError
 from training.model.documents import attend_documents, check_window, group_documents
+from training.model.plain import plain_without
 from training.model.sequence_parallel import Team, across_team
 
 DOCUMENTS = "metier_documents"
@@ -32,16 +32,17 @@ _PACKAGES = {FLASH: ("flash_attn", "flash-attn"), FLASH_3: ("flash_attn_interfac
 
 
 @across_team
+@plain_without("cu_seq_lens_q")
 def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: None,
     *,
+    cu_seq_lens_q: Tensor,
     dropout: float = 0.0,
     scaling: float | None = None,
-    cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -53,11 +54,6 @@ def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
     added ``enable_gqa``: the signature is read. Shapes as in ``attend_documents``; ``cu_seq_lens_q`` is int32
     [documents + 1].
     """
-    if cu_seq_lens_q is None:
-        output: Tensor = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )[0]
-        return output, None
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - loads CUDA kernels
 
     if max_length_q is None:
@@ -79,16 +75,17 @@ def attend_varlen(  # noqa: PLR0913 - the signature is transformers'
 
 
 @across_team
+@plain_without("document_mask")
 def attend_flex(  # noqa: PLR0913 - the signature is transformers'
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: None,
     *,
+    document_mask: "DocumentMask",
     dropout: float = 0.0,
     scaling: float | None = None,
-    document_mask: "DocumentMask | None" = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document by torch's flex attention, compiled on a GPU.
@@ -96,11 +93,6 @@ def attend_flex(  # noqa: PLR0913 - the signature is transformers'
     Tested against ``attend_documents`` on a CPU, where torch computes it in plain steps, forward alone; its
     compiled kernel has not run yet. Shapes as in ``attend_documents``.
     """
-    if document_mask is None:
-        output: Tensor = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )[0]
-        return output, None
     check_window(document_mask.longest, kwargs.get("sliding_window"))
     _refuse_dropout("flex", dropout)
     attend = _compiled_flex() if query.device.type == "cuda" else flex_attention

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from training.errors import ModelError
+from training.model.plain import plain_without
 from training.model.sequence_parallel import across_team
 
 _SHARED_LENGTH = 0.75
@@ -89,41 +89,35 @@ def _cut(lengths: list[int]) -> Iterator[tuple[int, int]]:
 
 
 @across_team
+@plain_without("documents")
 def attend_documents(  # noqa: PLR0913 - the signature is transformers'
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: None,
     *,
+    documents: DocumentGroups,
     dropout: float = 0.0,
     scaling: float | None = None,
-    documents: DocumentGroups | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document: one sdpa call per group of nearly equal lengths.
-
-    Without ``documents`` (a plain forward or generate()) this is transformers' own sdpa attention.
 
     Args:
         module: The attention layer.
         query: [1, heads, N, head_dim].
         key: [1, kv_heads, N, head_dim].
         value: [1, kv_heads, N, head_dim].
-        attention_mask: What ``mask_documents`` gave; None with ``documents``.
+        attention_mask: None: documents need no mask.
+        documents: Where they lie, from ``group_documents``.
         dropout: Of the attention weights.
         scaling: Of the scores; None: 1 / sqrt(head_dim).
-        documents: Where the documents lie, from ``group_documents``.
         **kwargs: What transformers hands to every attention function.
 
     Returns:
         [1, N, heads, head_dim], and None in place of the weights.
     """
-    if documents is None:
-        output: Tensor = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )[0]
-        return output, None
     check_window(documents.longest, kwargs.get("sliding_window"))
     shared_heads = query.shape[1] // key.shape[1]
     # The CPU's kernel reads a key for several queries; on a GPU not every kernel does, and the one that

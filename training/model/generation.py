@@ -1,4 +1,4 @@
-"""How answers are generated: greedily, up to the tokens that end one; and how tokens are said as text."""
+"""How answers are generated, up to the tokens that end one; and how tokens are said as text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
 
 from training.model.attention import generating
+from training.model.drawing import Drawing, DrawnTokens
 from training.model.kind import AnyModel
 from training.model.tokenizer import find_text_end, find_turn_end
 
@@ -23,12 +24,13 @@ def find_stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     )
 
 
-def generate_greedily(
+def generate(
     model: AnyModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Ids],
     *,
     max_new_tokens: int,
+    drawing: Drawing | None = None,
     together: bool = False,
 ) -> list[Ids]:
     """Continue prompts side by side with a key-value cache.
@@ -38,6 +40,7 @@ def generate_greedily(
         tokenizer: Its tokenizer.
         prompts: int32 [P] each.
         max_new_tokens: An answer longer than this is cut.
+        drawing: How tokens are drawn; None takes the likeliest each time.
         together: Go on until all ranks have ended: ZeRO-3 gathers a layer when all of them ask for it.
 
     Returns:
@@ -65,6 +68,7 @@ def generate_greedily(
             input_ids=input_ids.to(device),
             attention_mask=mask.to(device),
             generation_config=settings,
+            logits_processor=LogitsProcessorList([DrawnTokens(drawing)] if drawing else []),
             synced_gpus=together,
         )
     return [_cut_at_end(row, ends) for row in output[:, width:].cpu().numpy().astype(np.int32)]

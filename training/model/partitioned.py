@@ -1,8 +1,8 @@
 """Build a model of which every rank reads and keeps its own part alone: ZeRO-3 from the first byte on.
 
 The modules are made empty. Then one parameter after the other gets its values from the mapped files, of which
-a rank looks at no more than what it keeps; a 4-bit one is looked at whole, because double quantisation asks
-for the mean over all of it. So no rank ever has more than its part and one tensor.
+a rank looks at no more than what it keeps; of a 4-bit one the blocks that it keeps, whose scales all ranks
+need, for double quantisation asks for their mean. So no rank ever has more than its part and one tensor.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,6 +44,9 @@ class Partition(Protocol):
 
     def cut(self, parameter: nn.Parameter) -> None:
         """Keep this rank's part of a parameter that holds values there at least, and let go of the rest."""
+
+    def greatest(self, values: Tensor) -> Tensor:
+        """Give the greatest of each value that a rank has."""
 
     def gathering(self) -> AbstractContextManager[None]:
         """Let peft gather the parameters that it looks at."""
@@ -120,10 +123,8 @@ def _fill(base: PreTrainedModel, files: WeightFiles, partition: Partition, rows:
         stored = files.read(next(name for name in names if name in files.tensors))
         if id(empty) in grown:
             stored = append_mean_rows(stored.to(empty.dtype), len(empty))
-        if is_four_bit(empty):
-            filled = quantise(stored, empty, partition.device)
-        else:
-            filled = _copy(stored, empty, partition)
+        fill = quantise if is_four_bit(empty) else _copy
+        filled = fill(stored, empty, partition)
         partition.cut(filled)
         for module, attribute in places:
             setattr(module, attribute, filled)

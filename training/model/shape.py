@@ -9,11 +9,15 @@ from training.model.kind import AnyModel, base_of
 def measure_shape(model: AnyModel) -> ModelShape:
     """Count a model's elements, also where ZeRO-3 has cut them; of 4-bit weights those that hold them."""
     adapters = [_elements(p) for name, p in model.named_parameters() if "lora_" in name]
+    layers = [list(layer.parameters()) for layer in find_layers(model)]
+    outside = len(list(model.parameters())) - sum(map(len, layers))
     return ModelShape(
         parameters=_count(model),
         layer=max(map(_count, find_layers(model))),
         hidden=int(base_of(model).get_input_embeddings().embedding_dim),
         adapter=max(adapters, default=0),
+        tensor=max(map(_elements, model.parameters())),
+        tensors=max(map(len, layers)) + outside,
     )
 
 

@@ -124,6 +124,11 @@ def _check_loop(config: RunConfig) -> None:
             f"loop.sample_documents={config.loop.sample_documents} are answered at each measurement of the "
             "held-out loss, and there are none; set loop.evaluate_every_steps"
         )
+    if config.loop.sample_top_p < 1 and config.loop.sample_temperature == 0:
+        raise ConfigError(
+            f"loop.sample_top_p={config.loop.sample_top_p} chooses what tokens are drawn from, and none are; "
+            "set loop.sample_temperature, or sample_top_p=1"
+        )
 
 
 def _check_mixture(config: RunConfig) -> None:

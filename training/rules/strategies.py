@@ -41,7 +41,7 @@ class Combination:
 class Verdict:
     """Whether a combination can be trained."""
 
-    kind: Literal["works", "refused", "needs a GPU", "needs libaio"]
+    kind: Literal["works", "refused", "needs a GPU"]
     reason: str = ""
     """Of a refusal: one line with what to use instead. Of a need: what wants it."""
 
@@ -189,8 +189,6 @@ def _find_need(c: Combination) -> Verdict | None:
             "strategy.quantized_weights and quantized_gradients need a GPU (DeepSpeed's kernels for them); "
             "set both to false on CPUs",
         )
-    if "nvme" in {c.offload_optimizer, c.offload_parameters}:
-        return Verdict("needs libaio", "DeepSpeed's asynchronous I/O is compiled against libaio")
     return None
 
 

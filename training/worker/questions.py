@@ -11,6 +11,7 @@ from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.held_out import HeldOutDocuments, draw_held_out
 from training.layout import RunLayout
 from training.metrics.journal import LineFile
+from training.model.drawing import Drawing
 from training.model.tokenizer import load_tokenizer
 from training.progress import Progress
 from training.samples import SampleQuestions
@@ -40,6 +41,7 @@ def open_questions(
         documents[: config.loop.sample_documents],
         load_tokenizer(config.model),
         max_new_tokens=config.loop.sample_tokens,
+        drawing=_find_drawing(config),
     )
     lines = LineFile(layout.samples)
     together = config.strategy.zero_stage == _THREE and place.ranks.world_size > 1
@@ -55,3 +57,8 @@ def open_questions(
         return replace(found, seconds=time.perf_counter() - started)
 
     return measure
+
+
+def _find_drawing(config: RunConfig) -> Drawing | None:
+    temperature, top_p = config.loop.sample_temperature, config.loop.sample_top_p
+    return Drawing(temperature=temperature, top_p=top_p, seed=config.seed) if temperature else None

@@ -24,6 +24,7 @@ from training.early_stop import HeldOutLoss
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.engine.partition import build_share
 from training.engine.seeds import make_deterministic
+from training.engine.swap_folder import own_swap_folder
 from training.errors import EXIT_OK
 from training.layout import RunLayout
 from training.loop import StopReason, train
@@ -66,8 +67,13 @@ class Scene:
 
 def run(layout: RunLayout, ranks: Ranks) -> int:
     """Train until the run is finished or asked to stop; give the exit code. Collective."""
-    config = read_frozen(layout.config)
-    check_rules(config)
+    frozen = read_frozen(layout.config)
+    check_rules(frozen)
+    with own_swap_folder(frozen) as config:
+        return _run(layout, config, ranks)
+
+
+def _run(layout: RunLayout, config: RunConfig, ranks: Ranks) -> int:
     if config.deterministic:
         make_deterministic()
     place = take_place(config, ranks)

@@ -6,7 +6,6 @@ The parent starts it.
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from launcher.compose import compose_run
 from launcher.tree import ConfigTree
 from tests.benchmarks.speed.case import SHAPES, Case, draw_lengths
 from tests.benchmarks.speed.rounds import Rounds
+from tests.benchmarks.speed.side import Variants, train_until_told
 from tests.synthetic_corpus import write_corpus
 from training.batch import plan_batch
 from training.collectives import join
@@ -259,7 +259,7 @@ def batches(stream: BatchStream) -> Iterator[Batch]:
         yield batch
 
 
-VARIANTS: dict[str, Callable[[Case, Rounds], None]] = {
+VARIANTS: Variants = {
     "loop": loop,
     "bare": bare,
     "bare_dense": bare_dense,
@@ -267,12 +267,5 @@ VARIANTS: dict[str, Callable[[Case, Rounds], None]] = {
 }
 
 
-def main() -> None:
-    """Train what the command line says until the parent has enough."""
-    torch.set_num_threads(1)
-    case = Case.from_json(sys.argv[1])
-    VARIANTS[case.variant](case, Rounds(warm_steps=case.warm_steps, tokens=case.tokens_per_round))
-
-
 if __name__ == "__main__":
-    main()
+    train_until_told(VARIANTS)

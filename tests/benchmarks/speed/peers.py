@@ -6,9 +6,7 @@ Each with its own defaults, but for what the comparison fixes: model, batch, Ada
 logging, no saving. Tokens that are no padding are counted where the trainer hands its inputs to the model.
 """
 
-import sys
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from transformers import (
 
 from tests.benchmarks.speed.case import SHAPES, Case, draw_documents
 from tests.benchmarks.speed.rounds import Rounds
+from tests.benchmarks.speed.side import Variants, train_until_told
 
 STEPS = 1_000_000
 ZERO_3 = {
@@ -164,7 +163,7 @@ def torchtune(case: Case, rounds: Rounds) -> None:
     run_recipe(case, rounds)
 
 
-VARIANTS: dict[str, Callable[[Case, Rounds], None]] = {
+VARIANTS: Variants = {
     "hf": hf_trainer,
     "hf_flattened": hf_trainer,
     "hf_zero3": hf_zero3,
@@ -174,12 +173,5 @@ VARIANTS: dict[str, Callable[[Case, Rounds], None]] = {
 }
 
 
-def main() -> None:
-    """Train what the command line says until the parent has enough."""
-    torch.set_num_threads(1)
-    case = Case.from_json(sys.argv[1])
-    VARIANTS[case.variant](case, Rounds(warm_steps=case.warm_steps, tokens=case.tokens_per_round))
-
-
 if __name__ == "__main__":
-    main()
+    train_until_told(VARIANTS)
