@@ -7,7 +7,7 @@ from training.config.schema import ClusterConfig, RunConfig
 from training.errors import ClusterError, DataError, ModelError
 from training.files import is_url
 from training.layout import CorpusLayout
-from training.model.arithmetic import check_heads
+from training.model.arithmetic import check_heads, check_tensor_cut
 
 _DEVICES = Path("/dev")
 
@@ -63,7 +63,7 @@ def check_model(config: RunConfig) -> None:
     """Refuse what the model's own shape rules out, where its folder can be seen from here.
 
     Raises:
-        ModelError: Its attention heads cannot be shared out over strategy.sequence_parallel_size ranks.
+        ModelError: Its attention heads cannot be shared out over the ranks of a team.
     """
     model = config.model
     folder = model.path if model.source == "huggingface" else model.folder
@@ -74,3 +74,4 @@ def check_model(config: RunConfig) -> None:
     architecture = architecture.get("text_config", architecture)
     if "num_attention_heads" in architecture:
         check_heads(architecture, config.strategy.sequence_parallel_size)
+        check_tensor_cut(architecture, config.strategy.tensor_parallel_size)

@@ -56,9 +56,9 @@ gradient_accumulation_steps {plan.gradient_accumulation_steps}
 
 
 def _teams_in_words(plan: BatchPlan) -> str:
-    if plan.sequence_parallel_size == 1:
+    if plan.team_size == 1:
         return _count(plan.world_size, "rank")
-    return f"{_count(plan.teams, 'team')} of {plan.sequence_parallel_size} ranks"
+    return f"{_count(plan.teams, 'team')} of {plan.team_size} ranks"
 
 
 def _devices_in_words(cluster: ClusterConfig) -> str:

@@ -25,6 +25,7 @@ _PLAIN: dict[str, Any] = {
     "quantized_weights": False,
     "quantized_gradients": False,
     "sequence_parallel_size": 1,
+    "tensor_parallel_size": 1,
 }
 _BOTH_ON = {"offload_optimizer": "cpu", "offload_parameters": "cpu"}
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -48,6 +49,14 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "3, both on NVMe": {"zero_stage": 3, "offload_optimizer": "nvme", "offload_parameters": "nvme"},
     "2, Ulysses": {"zero_stage": 2, "sequence_parallel_size": 2},
     "3, Ulysses": {"zero_stage": 3, "sequence_parallel_size": 2},
+    "1, AutoTP": {"zero_stage": 1, "tensor_parallel_size": 2},
+    "2, AutoTP": {"zero_stage": 2, "tensor_parallel_size": 2},
+    "2, AutoTP, optimizer on CPU": {
+        "zero_stage": 2,
+        "tensor_parallel_size": 2,
+        "offload_optimizer": "cpu",
+    },
+    "3, AutoTP": {"zero_stage": 3, "tensor_parallel_size": 2},
     "3, hpZ": {"zero_stage": 3, "secondary_ranks": 2},
     "3, quantized weights": {"zero_stage": 3, "quantized_weights": True},
     "3, quantized gradients": {"zero_stage": 3, "quantized_gradients": True},
@@ -78,6 +87,12 @@ class Tested:
 MATRIX = Tested(
     methods=("none", "lora", "qlora"),
     strategies=("0", "1", "2", "3", "2, optimizer on CPU", "3, both on CPU"),
+    optimizers=("adamw",),
+    precisions=PRECISIONS,
+)
+AUTOTP = Tested(
+    methods=("none",),
+    strategies=("1, AutoTP", "2, AutoTP", "2, AutoTP, optimizer on CPU"),
     optimizers=("adamw",),
     precisions=PRECISIONS,
 )
@@ -124,6 +139,7 @@ FURTHER = (
         optimizers=("adamw",),
         precisions=PRECISIONS,
     ),
+    AUTOTP,
 )
 
 _HEAD = """\
@@ -146,8 +162,8 @@ DeepSpeed's stage 0 would sum gradients in bf16, and the loss would depend on ho
 
 "Tested" means the losses and gradient norms of five steps. In fp32 they are equal to 1e-5 of their size: with
 adamw and `adapter=none`, `lora` or `qlora` in six strategies for one and two processes, one and four passes a
-step, packed and unpacked rows; for all else, as for bf16, where they are equal but for its rounding, on two
-processes with four passes. No cell was run on a GPU.
+step, packed and unpacked rows, and AutoTP in all of these on two processes; for all else, as for bf16, where
+they are equal but for its rounding, on two processes with four passes. No cell was run on a GPU.
 """
 
 _ABSENT = """\
@@ -175,11 +191,27 @@ is compiled and no library is needed: our own threads read and write the files, 
 file system can, and a disk that is full or refuses ends the run in one line. How fast that is on a real NVMe
 beside a GPU has not been measured.
 
+## Layers too large for one device
+
+`strategy.tensor_parallel_size=8` lets 8 neighbouring ranks, a team, share the matrices of every layer and
+every pass (DeepSpeed's AutoTP; Megatron's cut, arXiv:1909.08053): each has some heads and some inner
+features, with their gradients, optimizer state and activations. ZeRO 1 and 2 share these out once more,
+over the ranks of other teams that have the same part. The size divides the heads, the key-value heads and
+the intermediate size. Which matrices are cut is the model's own plan in transformers; a model without one,
+or with a plan that gathers again what it has cut, is refused. Embeddings, norms and the output layer stay
+whole on every rank, and each rank of a team computes the loss of all its tokens.
+
+It is for full fine-tuning. Each rank builds the whole model before DeepSpeed cuts it; a model too large for
+that, an adapter or a 4-bit base wants `strategy=zero3`. Best a team is one node: every layer sums its
+activations over the team twice forward and up to five times backward. The model answers a few tokens before
+the cut and after it: where DeepSpeed cuts wrongly the run is refused at its start.
+
 ## Not there
 
 - **MiCS**: DeepSpeed has removed it (0.19.8 refuses its keys). Use `strategy.secondary_ranks` (hpZ), which
   also gathers inside a node.
-- **AutoTP**: not yet. For long rows use `strategy.sequence_parallel_size`, for large models `strategy=zero3`.
+- **AutoTP at ZeRO-3, with adapters, with Ulysses or with `strategy.compile=layers`**: refused. At ZeRO-3
+  every rank would gather the whole model again before it is cut.
 """
 
 

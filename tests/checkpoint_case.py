@@ -67,6 +67,7 @@ def open_store(root: Path, engine: Any, config: RunConfig, place: Any, events: E
         corpus="c0ffee",
         keep=Retention(newest=2, every_steps=None),
         versions={},
+        tensor_parallel_size=config.strategy.tensor_parallel_size,
     )
     return CheckpointStore(engine, lineage, events or Events())
 

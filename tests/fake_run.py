@@ -11,8 +11,9 @@ from training.checkpoint.fence import claim_incarnation
 from training.checkpoint.retention import Retention
 from training.checkpoint.store import CheckpointStore
 from training.collectives import from_lead
-from training.fragments.fragment import Fragment
+from training.fragments.fragment import Fragment, read_into
 from training.fragments.reader import FragmentReader
+from training.fragments.runs import Stretch
 from training.layout import RunLayout
 from training.ranks import Ranks
 
@@ -43,9 +44,7 @@ class FakeEngine:
 
     def load(self, reader: FragmentReader) -> None:
         for key, tensor in (("weight", self.value), ("exp_avg", self.moment)):
-            for begin, data in reader.read("value", key, 0, ELEMENTS):
-                found = torch.frombuffer(data, dtype=torch.float32)
-                tensor[begin : begin + len(found)] = found
+            read_into(tensor, reader, "value", key, Stretch(0, ELEMENTS))
 
 
 def open_fake_store(

@@ -15,13 +15,13 @@ class BatchPlan:
     gradient_accumulation_steps: int
     world_size: int
     sequence_length: int
-    sequence_parallel_size: int = 1
+    team_size: int = 1
     """Neighbouring ranks that share every pass between them: a *team*. 1: each rank is a team of its own."""
 
     @property
     def teams(self) -> int:
         """Teams that each have passes of their own."""
-        return self.world_size // self.sequence_parallel_size
+        return self.world_size // self.team_size
 
     @property
     def tokens_per_step(self) -> int:
@@ -38,7 +38,7 @@ class BatchPlan:
 
         Neighbours in a global batch come from neighbouring lanes, so a node fetches few shards.
         """
-        team = rank // self.sequence_parallel_size
+        team = rank // self.team_size
         return team * self.samples_per_rank + micro * self.micro_batch_size
 
 
@@ -53,26 +53,48 @@ def plan_run(config: RunConfig) -> BatchPlan:
     Raises:
         ConfigError: As ``plan_batch``.
     """
-    return plan_batch(config.batch, find_world_size(config.cluster), config.strategy.sequence_parallel_size)
+    strategy = config.strategy
+    return plan_batch(
+        config.batch,
+        find_world_size(config.cluster),
+        strategy.sequence_parallel_size,
+        strategy.tensor_parallel_size,
+    )
 
 
-def plan_batch(config: BatchConfig, world_size: int, sequence_parallel_size: int = 1) -> BatchPlan:
+def plan_batch(
+    config: BatchConfig, world_size: int, sequence_parallel_size: int = 1, tensor_parallel_size: int = 1
+) -> BatchPlan:
     """Derive the accumulation steps that make the global batch come out exactly.
+
+    Args:
+        config: Sizes of samples, passes and steps.
+        world_size: Processes.
+        sequence_parallel_size: Ranks that share the tokens of every pass.
+        tensor_parallel_size: Ranks that share the matrices of every pass; the rules allow one of the two.
 
     Raises:
         ConfigError: Ranks, rows or the global batch cannot be cut evenly; the message offers what can.
     """
-    _check_teams(config, world_size, sequence_parallel_size)
-    teams = world_size // sequence_parallel_size
+    size = sequence_parallel_size * tensor_parallel_size
+    name = "sequence_parallel_size" if sequence_parallel_size > 1 else "tensor_parallel_size"
+    if world_size % size:
+        raise ConfigError(
+            f"strategy.{name}={size} does not divide world_size={world_size}; use a divisor, best one of the "
+            "GPUs of a node"
+        )
+    _check_tokens(config, sequence_parallel_size)
+    teams = world_size // size
     samples_per_pass = config.micro_batch_size * teams
     steps, rest = divmod(config.global_batch_size, samples_per_pass)
     if rest:
         lower, upper = steps * samples_per_pass, (steps + 1) * samples_per_pass
         choices = f"{lower} or {upper}" if lower else f"{upper}"
+        named = "world_size" if size == 1 else f"world_size / strategy.{name} of {size}"
         raise ConfigError(
             f"batch.global_batch_size={config.global_batch_size} is not a multiple of "
-            f"batch.micro_batch_size x {_name_teams(sequence_parallel_size)} = {config.micro_batch_size} x "
-            f"{teams} = {samples_per_pass}; use {choices}"
+            f"batch.micro_batch_size x {named} = {config.micro_batch_size} x {teams} = {samples_per_pass}; "
+            f"use {choices}"
         )
     return BatchPlan(
         global_batch_size=config.global_batch_size,
@@ -80,16 +102,11 @@ def plan_batch(config: BatchConfig, world_size: int, sequence_parallel_size: int
         gradient_accumulation_steps=steps,
         world_size=world_size,
         sequence_length=config.sequence_length,
-        sequence_parallel_size=sequence_parallel_size,
+        team_size=size,
     )
 
 
-def _check_teams(config: BatchConfig, world_size: int, size: int) -> None:
-    if world_size % size:
-        raise ConfigError(
-            f"strategy.sequence_parallel_size={size} does not divide world_size={world_size}; use a "
-            "divisor, best one of the GPUs of a node"
-        )
+def _check_tokens(config: BatchConfig, size: int) -> None:
     tokens = config.micro_batch_size * config.sequence_length
     if tokens % size:
         raise ConfigError(
@@ -97,9 +114,3 @@ def _check_teams(config: BatchConfig, world_size: int, size: int) -> None:
             f"batch.sequence_length = {tokens} tokens; use batch.sequence_length="
             f"{-(-config.sequence_length // size) * size}"
         )
-
-
-def _name_teams(sequence_parallel_size: int) -> str:
-    if sequence_parallel_size == 1:
-        return "world_size"
-    return f"world_size / strategy.sequence_parallel_size of {sequence_parallel_size}"

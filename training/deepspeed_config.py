@@ -29,6 +29,7 @@ _OWNED = {
     "scheduler": "schedule",
     "zero_optimization": "strategy",
     "activation_checkpointing": "strategy.activation_checkpointing",
+    "tensor_parallel": "strategy.tensor_parallel_size",
 }
 
 
@@ -45,7 +46,7 @@ def build_deepspeed_config(
     strategy = config.strategy
     built: dict[str, Any] = {
         # DeepSpeed takes every rank for a reader of its own: so many would they read.
-        "train_batch_size": plan.global_batch_size * plan.sequence_parallel_size,
+        "train_batch_size": plan.global_batch_size * plan.team_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
         "gradient_clipping": config.optimizer.max_grad_norm,
@@ -64,6 +65,13 @@ def build_deepspeed_config(
     if "nvme" in {strategy.offload_optimizer, strategy.offload_parameters}:
         # It rounds lengths up to 1024 bytes for each of these: four times that is what every disk takes.
         built["aio"] = {"intra_op_parallelism": 4}
+    if strategy.tensor_parallel_size > 1:
+        built["tensor_parallel"] = {
+            "autotp_size": strategy.tensor_parallel_size,
+            # The fused loss reads the whole output layer.
+            "vocab_parallel_lm_head": False,
+            "partition_config": "the model's own plan for its layers",
+        }
     for key, value in strategy.deepspeed_extra.items():
         if key in _OWNED:
             raise ConfigError(f"strategy.deepspeed_extra.{key} belongs to {_OWNED[key]}; set that instead")

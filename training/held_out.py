@@ -28,6 +28,7 @@ class HeldOutDocuments:
         ranks: Ranks,
         *,
         tokens_per_batch: int,
+        together: int = 1,
     ) -> None:
         """Lay this rank's documents side by side.
 
@@ -36,6 +37,7 @@ class HeldOutDocuments:
             sources: Names of the corpus' sources, in the order of their numbers.
             ranks: Who shares them.
             tokens_per_batch: Most tokens of a forward pass; a longer document has a pass of its own.
+            together: Neighbouring ranks that make each pass together, and so have the same documents.
         """
         numbers = {name: number for number, name in enumerate(sources)}
         self._sources = sources
@@ -43,11 +45,12 @@ class HeldOutDocuments:
         for document in documents:
             self._targets[numbers[document.source]] += document.is_target[1:].sum()
         rows = cut_rows([document.input_ids.size for document in documents], tokens_per_batch)
-        mine = rows[ranks.rank :: ranks.world_size]
-        passes = -(-len(rows) // ranks.world_size)
+        teams = ranks.world_size // together
+        mine = rows[ranks.rank // together :: teams]
+        passes = -(-len(rows) // teams)
         # ZeRO-3 gathers a layer when all ranks ask for it: who has nothing left asks with the shortest row.
         idle = [rows[-1]] * (passes - len(mine))
-        self._counted = len(mine)
+        self._counted = 0 if ranks.rank % together else len(mine)
         self._batches = [_lay([documents[place] for place in row], numbers) for row in [*mine, *idle]]
 
     def measure(

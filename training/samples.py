@@ -53,7 +53,7 @@ class SampleQuestions:
 
         Args:
             model: Being trained; it is left as it was.
-            together: All ranks call this at the same time, for ZeRO-3 to gather the layers.
+            together: All ranks call this at the same time: ZeRO-3 gathers the layers, a team shares them.
         """
         lines = []
         for number, prompt in enumerate(self._prompts):

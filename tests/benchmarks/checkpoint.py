@@ -26,8 +26,9 @@ from tests.checkpoint_case import at
 from tests.fake_run import open_fake_store
 from training.checkpoint.share import plan_share
 from training.checkpoint.store import CheckpointStore
-from training.fragments.fragment import Fragment
+from training.fragments.fragment import Fragment, read_into
 from training.fragments.reader import FragmentReader
+from training.fragments.runs import Stretch
 
 PARAMETERS = 50
 KEYS = ("weight", "exp_avg", "exp_avg_sq")
@@ -66,9 +67,7 @@ class BigEngine:
     def load(self, reader: FragmentReader) -> None:
         for name, tensors in self.state.items():
             for key, tensor in tensors.items():
-                for begin, data in reader.read(name, key, 0, len(tensor)):
-                    found = torch.frombuffer(data, dtype=torch.float32)
-                    tensor[begin : begin + len(found)] = found
+                read_into(tensor, reader, name, key, Stretch(0, len(tensor)))
 
 
 def anonymous_bytes() -> int:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from launcher.compose import compose_run
-from launcher.strategies import FURTHER, MATRIX, STRATEGIES
+from launcher.strategies import AUTOTP, FURTHER, MATRIX, STRATEGIES
 from launcher.tree import ConfigTree
 from tests.ranks.disk_case import on_disk
 from tests.ranks.training_case import LENGTH, VOCABULARY, rate_at
@@ -140,7 +140,8 @@ def list_cells(ranks: int) -> Iterator[Cell]:
             tested.methods, tested.optimizers, tested.strategies, tested.precisions
         ):
             learnt = (*METHODS[method], *learn_with(optimizer))
-            for passes, packed in list_cuts(ranks, whole=tested is MATRIX and precision == "fp32"):
+            whole = tested is MATRIX and precision == "fp32"
+            for passes, packed in list_cuts(ranks, whole=whole or (tested is AUTOTP and ranks > 1)):
                 yield Cell(
                     learnt=learnt,
                     strategy=strategy,

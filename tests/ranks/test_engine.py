@@ -45,7 +45,8 @@ def open_place(config: RunConfig, device: torch.device = CPU) -> Any:
     ranks = Ranks.from_environ(os.environ)
     if not dist.is_initialized():
         join(ranks, device=device, timeout_seconds=120)
-    plan = plan_batch(config.batch, ranks.world_size, config.strategy.sequence_parallel_size)
+    teams = (config.strategy.sequence_parallel_size, config.strategy.tensor_parallel_size)
+    plan = plan_batch(config.batch, ranks.world_size, *teams)
     return Place(ranks=ranks, device=device, plan=plan)
 
 

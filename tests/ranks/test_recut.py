@@ -23,7 +23,7 @@ from tests.checkpoint_case import (
 from tests.ranks.spawn import on_ranks
 from tests.ranks.test_engine import open_engine, open_place
 from tests.ranks.training_case import make_batch, make_config, make_samples, rate_at, source_of
-from training.fragments.index import ITEM_BYTES
+from training.fragments.fragment import read_into
 from training.fragments.reader import FragmentReader
 
 STEPS_PER_WORLD = 2
@@ -136,7 +136,7 @@ def copy_late(store: Any, engine: Any, config: Any, place: Any) -> list[str]:
     from training.collectives import gather_over_ranks
 
     wanted = {
-        (each.name, each.start, key): tensor.cpu().view(torch.uint8).numpy().tobytes()
+        (each.name, each.stretch, key): tensor.detach().cpu().clone()
         for each in engine.fragments()
         for key, tensor in each.tensors.items()
     }
@@ -153,9 +153,10 @@ def copy_late(store: Any, engine: Any, config: Any, place: Any) -> list[str]:
     folder = store._lineage.layout.checkpoint(99)
     with FragmentReader(folder) as reader:
         changed = []
-        for (name, start, key), data in wanted.items():
-            stop = start + len(data) // ITEM_BYTES[reader.index.parameters[name].keys[key]]
-            if data != b"".join(bytes(part) for _, part in reader.read(name, key, start, stop)):
+        for (name, stretch, key), data in wanted.items():
+            found = torch.empty_like(data)
+            read_into(found, reader, name, key, stretch)
+            if not torch.equal(found, data):
                 changed.append(f"{name}.{key}")
     gather_over_ranks(None)
     if place.ranks.is_lead:

@@ -17,6 +17,7 @@ class Engine:
 
     def __init__(self, seed: int, world_size: int = 1) -> None:
         from training.engine.shards import Shards
+        from training.engine.tensor_parallel import TensorTeam
 
         torch.manual_seed(seed)
         self.model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
@@ -26,7 +27,8 @@ class Engine:
         for number, state in enumerate(self.optimizer.state.values()):
             state["absmax"] = torch.full((3,), float(seed + number))
         ranks = Ranks(rank=0, local_rank=0, world_size=world_size)
-        self.shards = Shards(self.model, self.optimizer, ranks, zero_stage=0)
+        team = TensorTeam(self.model, rank=0, size=1)  # type: ignore[arg-type]
+        self.shards = Shards(self.model, self.optimizer, ranks, 0, team)
         self.fragments = self.shards.fragments
         self.load = self.shards.load
 

@@ -77,6 +77,14 @@ def test_teams_that_cannot_be_made_are_refused_with_what_can(world_size: int, si
         plan_batch(batch(1, 3), world_size, size)
 
 
+def test_ranks_that_share_matrices_are_teams_too() -> None:
+    plan = plan_batch(batch(1, 6), 6, tensor_parallel_size=3)
+    assert (plan.teams, plan.team_size, plan.gradient_accumulation_steps) == (2, 3, 3)
+    assert [plan.first_sample(rank, 1) for rank in range(6)] == [1, 1, 1, 4, 4, 4]
+    with pytest.raises(ConfigError, match=r"strategy.tensor_parallel_size=4 does not divide world_size=6"):
+        plan_batch(batch(1, 6), 6, tensor_parallel_size=4)
+
+
 def test_gpus_count_as_processes_and_where_there_are_none_the_processes_do() -> None:
     assert find_world_size(cluster(2, 8, 3)) == 16
     assert find_world_size(cluster(2, 0, 3)) == 6

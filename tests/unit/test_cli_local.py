@@ -154,6 +154,9 @@ def test_heads_that_cannot_be_shared_out_are_refused_where_the_model_can_be_seen
     (tmp_path / "config.json").write_text('{"num_attention_heads": 4, "num_key_value_heads": 2}')
     with pytest.raises(ModelError, match=r"cannot share out the model's 4 attention heads .* use 1, 2 or 4"):
         check_model(config)
+    strategy = tiny_smoke.strategy.model_copy(update={"tensor_parallel_size": 4})
+    with pytest.raises(ModelError, match=r"strategy.tensor_parallel_size=4 cannot share out .* use 1 or 2"):
+        check_model(config.model_copy(update={"strategy": strategy}))
 
 
 def test_a_corpus_behind_a_url_is_not_looked_for_on_this_disk(tiny_smoke: RunConfig, tmp_path: Path) -> None:

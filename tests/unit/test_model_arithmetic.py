@@ -7,7 +7,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from training.errors import ModelError
-from training.model.arithmetic import check_heads, count_parameters, flops_per_token, peak_flops
+from training.model.arithmetic import (
+    check_heads,
+    check_tensor_cut,
+    count_parameters,
+    flops_per_token,
+    peak_flops,
+)
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -82,6 +88,29 @@ def test_heads_are_shared_out_evenly_or_refused_with_sizes_that_go(heads: int, k
             each, shared = heads // size, heads // key_heads
             assert heads % size == 0
             assert each % shared == 0 or shared % each == 0
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "inner"), [(32, 8, 14336), (4, 2, 9), (9, 3, 1536), (2, 2, 2)]
+)
+def test_matrices_are_shared_out_where_each_rank_gets_as_many_heads_and_inner_features(
+    heads: int, key_heads: int, inner: int
+) -> None:
+    architecture = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "intermediate_size": inner,
+    }
+    for size in range(1, heads + 2):
+        divides = all(number % size == 0 for number in (heads, key_heads, inner))
+        try:
+            check_tensor_cut(architecture, size)
+        except ModelError as error:
+            assert not divides
+            for choice in re.findall(r"\d+", str(error).rpartition("use ")[2]):
+                check_tensor_cut(architecture, int(choice))
+        else:
+            assert divides
 
 
 def test_a_family_that_is_not_known_has_no_count() -> None:

@@ -49,6 +49,20 @@ def tiny_smoke() -> RunConfig:
             "strategy.compile=layers cannot cut around the attention of a layer that is computed again "
             "(strategy.activation_checkpointing=2); set one of the two to none",
         ),
+        (
+            {
+                "strategy.compile": "layers",
+                "strategy.tensor_parallel_size": 2,
+                "cluster.processes_per_node": 2,
+            },
+            "strategy.compile=layers does not see through strategy.tensor_parallel_size=2, whose ranks talk "
+            "inside of each layer; use strategy.compile=none",
+        ),
+        (
+            {"strategy.tensor_parallel_size": 2, "strategy.sequence_parallel_size": 2},
+            "strategy.tensor_parallel_size=2 and strategy.sequence_parallel_size=2 share a pass in two ways; "
+            "use sequence_parallel_size for long rows, tensor_parallel_size for large layers",
+        ),
         ({"export.form": "adapter"}, "export.form=adapter needs an adapter; use export.form=merged"),
         (
             {"strategy.offload_parameters": "cpu"},

@@ -60,6 +60,10 @@ def test_the_page_is_current() -> None:
         (("none", "3, both on NVMe", "adamw", "bf16"), "works"),
         (("none", "2, optimizer on NVMe", "adamw", "bf16"), "refused"),
         (("none", "3, ZeRO++", "adamw", "bf16"), "needs a GPU"),
+        (("none", "2, AutoTP", "lion", "bf16"), "works"),
+        (("none", "2, AutoTP", "adamw_8bit", "bf16"), "refused"),
+        (("none", "3, AutoTP", "adamw", "fp32"), "refused"),
+        (("lora", "2, AutoTP", "adamw", "fp32"), "refused"),
     ],
 )
 def test_a_combination_has_the_verdict_that_its_facts_give(

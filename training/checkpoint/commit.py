@@ -42,6 +42,7 @@ class Lineage:
 
     keep: Retention
     versions: dict[str, str]
+    tensor_parallel_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +132,7 @@ def _commit(
         memory=moment.progress.memory.as_json(),
         world_size=lineage.ranks.world_size,
         zero_stage=lineage.zero_stage,
+        tensor_parallel_size=lineage.tensor_parallel_size,
         incarnation=lineage.incarnation,
         corpus=lineage.corpus,
         score=moment.score,

@@ -38,6 +38,7 @@ class Manifest(Section):
 
     world_size: int
     zero_stage: int
+    tensor_parallel_size: int = 1
     incarnation: int
     corpus: str
     """Fingerprint of the corpus whose samples were seen."""

@@ -91,17 +91,18 @@ def plan_share(fragments: Iterable[Fragment]) -> Share:
     pieces, tensors, offset, on_disk = [], [], 0, False
     for fragment in fragments:
         keys = {key: NAMES[tensor.dtype] for key, tensor in fragment.tensors.items()}
-        length = len(next(iter(fragment.tensors.values())))
-        places, free = lay_out(length, keys, offset)
+        start, stop, runs = fragment.stretch
+        places, free = lay_out(stop - start, keys, offset)
         pieces.append(
             Piece(
                 name=fragment.name,
                 shape=fragment.shape,
                 keys=keys,
                 scalars=fragment.scalars,
-                start=fragment.start,
-                stop=fragment.start + length,
+                start=start,
+                stop=stop,
                 offset=offset,
+                runs=runs,
             )
         )
         tensors += [(places[key], tensor.detach()) for key, tensor in fragment.tensors.items()]

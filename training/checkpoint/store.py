@@ -248,12 +248,14 @@ class CheckpointStore:
         gather_over_ranks(None)
 
     def _tell_cut(self, manifest: Manifest) -> None:
-        was = (manifest.world_size, manifest.zero_stage)
-        now = (self._lineage.ranks.world_size, self._lineage.zero_stage)
+        lineage = self._lineage
+        was = (manifest.world_size, manifest.zero_stage, manifest.tensor_parallel_size)
+        now = (lineage.ranks.world_size, lineage.zero_stage, lineage.tensor_parallel_size)
         if was != now:
+            teams = [f" in teams of {cut[2]}" if cut[2] > 1 else "" for cut in (was, now)]
             self._reporter.event(
                 "note",
-                text=f"step {manifest.step} was saved by {was[0]} processes at ZeRO stage {was[1]} and is "
-                f"taken up by {now[0]} at stage {now[1]}: same samples in the same order, loss within "
-                "rounding",
+                text=f"step {manifest.step} was saved by {was[0]} processes{teams[0]} at ZeRO stage {was[1]} "
+                f"and is taken up by {now[0]}{teams[1]} at stage {now[1]}: same samples in the same order, "
+                "loss within rounding",
             )

@@ -43,6 +43,10 @@ class StrategyConfig(Section):
         description="neighbouring ranks that share the tokens of every pass, for rows too long for one "
         "(Ulysses, arXiv:2309.14509); divides the attention heads; 1: off"
     )
+    tensor_parallel_size: PositiveInt = Field(
+        description="neighbouring ranks that share each layer's matrices and every pass (DeepSpeed's AutoTP, "
+        "arXiv:1909.08053); divides heads, key-value heads and intermediate size; 1: off"
+    )
     activation_checkpointing: Literal["none", "full", "offload"] | Annotated[int, Field(ge=2)] = Field(
         description="full: keep each layer's input only and compute it again in backward; a number n: of "
         "every n-th layer; offload: full, the inputs waiting in the host's memory"

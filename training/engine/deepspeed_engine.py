@@ -21,6 +21,7 @@ from training.engine.shards import Shards
 from training.engine.step import Accept, SourceLoss, StepResult, StepSeconds
 from training.engine.stopwatch import Stopwatch
 from training.engine.swapped import keep_gradients
+from training.engine.tensor_parallel import TensorTeam
 from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
 from training.model.arithmetic import check_heads
@@ -68,27 +69,33 @@ class DeepSpeedEngine:
         self._meter = MemoryMeter(place.device)
         self.model = model
 
-        size = place.plan.sequence_parallel_size
+        size = config.strategy.sequence_parallel_size
         check_heads(base_of(model).config.to_dict(), size)
         self._team = found_teams(place.ranks.rank, place.ranks.world_size, size)
+        self._tensors = TensorTeam(model, place.ranks.rank, config.strategy.tensor_parallel_size)
+        # One rank of a team tells what all of them have seen.
+        self._counts = place.ranks.rank % place.plan.team_size == 0
         terms = Terms(label_smoothing=config.loss.label_smoothing, z_loss=config.loss.z_loss)
         packed = PackedLanguageModel(model, sources=sources, terms=terms)
         packed.train()
         stage = effective_stage(config.strategy.zero_stage, config.precision)
         self._compiles = config.strategy.compile == "layers"
         prepare_layers(model, zero_stage=stage, compile_layers=self._compiles)
+        said = self._tensors.ask(packed)
         optimizer = build_optimizer(model, config.optimizer)
+        built = build_deepspeed_config(config, place.plan, measure_shape(model))
         self._engine, *_ = deepspeed.initialize(
             model=packed,
             optimizer=optimizer,
-            config=build_deepspeed_config(config, place.plan, measure_shape(model)),
+            config=self._tensors.complete(built, "hf_model."),
             dist_init_required=False,
         )
+        self._tensors.check(self._engine, packed, said)
         if place.ranks.world_size == 1 and stage == 0:
             # There is nobody to reduce with; DeepSpeed would copy all gradients together and apart again.
             self._engine.enable_backward_allreduce = False
         keep_gradients(self._engine.optimizer)
-        self._shards = Shards(model, self._engine.optimizer, place.ranks, stage)
+        self._shards = Shards(model, self._engine.optimizer, place.ranks, stage, self._tensors)
         if isinstance(optimizer, Muon):
             optimizer.orthogonalize = self._shards.find_matrices(place.device) or optimizer.orthogonalize
 
@@ -142,7 +149,8 @@ class DeepSpeedEngine:
     def measure_nats(self, batch: Batch, *, by_document: bool = False) -> list[float]:
         """Sum the nats of each source's targets, or of each document's, without dropout.
 
-        Training goes on unchanged. Collective under ZeRO-3.
+        Training goes on unchanged. Collective under ZeRO-3; and in a team that shares matrices, whose ranks
+        bring the same batch.
         """
         with self._measuring() as module:
             _, nats = module(batch.to(self._place.device), by_document=by_document)
@@ -177,8 +185,9 @@ class DeepSpeedEngine:
     ) -> list[float]:
         """Add up the gradients of this rank's share; give its nats by source."""
         place, plan, team = self._place, self._place.plan, self._team
-        # DeepSpeed averages gradients over the ranks; the mean wanted here is over targets.
-        scale = place.ranks.world_size / max(targets, 1)
+        # DeepSpeed averages gradients over the ranks that hold the same part of the model; the mean wanted
+        # here is over targets.
+        scale = place.ranks.world_size / self._tensors.size / max(targets, 1)
         nats = torch.zeros(self._sources, dtype=torch.float64, device=place.device)
         for index, batch in enumerate(micro_batches):
             if index:
@@ -192,6 +201,8 @@ class DeepSpeedEngine:
             self._engine.backward(batch_nats * scale, scale_wrt_gas=False)
             nats += nats_by_source
             watch.lap("backward")
+        if self._tensors.index:
+            nats.zero_()  # all ranks of a team that shares the matrices have the loss of all its tokens
         return [float(value) for value in nats.tolist()]
 
     def _count(self, micro_batches: Sequence[Batch]) -> tuple[list[int], int]:
@@ -199,8 +210,8 @@ class DeepSpeedEngine:
         by_batch = [count_targets_by_source(batch, self._sources) for batch in micro_batches]
         mine = [float(sum(counts)) for counts in zip(*by_batch, strict=True)]
         mine.append(float(sum(batch.tokens for batch in micro_batches)))
-        if self._team and self._team.index:
-            mine = [0.0] * len(mine)  # a team's first rank counts what all of them have
+        if not self._counts:
+            mine = [0.0] * len(mine)
         *targets, tokens = map(int, sum_over_ranks(mine, self._place.device))
         return targets, tokens
 
@@ -219,3 +230,4 @@ class DeepSpeedEngine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
         self._engine.destroy()
+        self._tensors.leave()

@@ -19,20 +19,25 @@ from training.engine.slots import (
     state_of,
 )
 from training.engine.swapped import at_hand, lies_on_disk
+from training.engine.tensor_parallel import TensorTeam
 from training.errors import CheckpointError
-from training.fragments.fragment import DTYPES, Fragment
+from training.fragments.fragment import DTYPES, Fragment, read_into
 from training.fragments.index import WEIGHT, Parameter
 from training.fragments.reader import FragmentReader
+from training.fragments.runs import Stretch
 from training.ranks import Ranks
 
 
 class Shards:
     """What one rank holds of the parameters being trained and of their optimizer state."""
 
-    def __init__(self, model: nn.Module, optimizer: Any, ranks: Ranks, zero_stage: int) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Any, ranks: Ranks, zero_stage: int, team: TensorTeam
+    ) -> None:
         """Look at the optimizer that DeepSpeed has made of ``model``'s trained parameters."""
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in trained.items()}
+        self._team = team
+        self._shapes = {name: team.whole_shape(name) for name in trained}
         self._names = {id(parameter): name for name, parameter in trained.items()}
         self._optimizer = optimizer
         self._ranks = ranks
@@ -57,15 +62,18 @@ class Shards:
             tensors, scalars, blocks = _sort_state(slot, saved_state_of(self._optimizer, slot))
             on_disk = lies_on_disk(self._optimizer, slot.owner)
             for held in slot.held:
-                first, last = max(begin, passed), min(end, passed + held.length)
+                share = self._team.share_of(held)
+                first, last = max(begin - passed, share[0]), min(end - passed, share[1])
                 if first < last:
-                    place = held.offset + first - passed
+                    place = held.offset + first
+                    start, _, runs = self._team.find(held, first, last)
                     yield Fragment(
                         name=held.name,
                         shape=self._shapes[held.name],
-                        start=held.start + first - passed,
+                        start=start,
                         tensors={key: flat[place : place + last - first] for key, flat in tensors.items()},
                         scalars=scalars,
+                        runs=runs,
                         on_disk=on_disk,
                     )
                 passed += held.length
@@ -101,10 +109,8 @@ class Shards:
         for key, dtype in member.keys.items():
             flat = slot.values if key == WEIGHT else _place(state, key, slot, DTYPES[dtype])
             for held in slot.held:
-                for begin, data in reader.read(held.name, key, held.start, held.start + held.length):
-                    found = torch.frombuffer(data, dtype=DTYPES[dtype])
-                    place = held.offset + begin - held.start
-                    flat[place : place + len(found)].copy_(found)
+                target = flat[held.offset : held.offset + held.length]
+                read_into(target, reader, held.name, key, self._team.find(held, 0, held.length))
         for key, value in member.scalars.items():
             state[key] = self._scalar(state.get(key), value, slot)
         self._load_blocks(reader, number, state)
@@ -140,9 +146,7 @@ class Shards:
                 )
             entry = reader.index.parameters[name]
             block = torch.empty(entry.shape, dtype=DTYPES[entry.keys[key]])
-            for begin, data in reader.read(name, key, 0, entry.numel):
-                found = torch.frombuffer(data, dtype=block.dtype)
-                block.view(-1)[begin : begin + len(found)].copy_(found)
+            read_into(block.view(-1), reader, name, key, Stretch(0, entry.numel))
             state[key] = block.to(self._find_slots()[number].values.device)
 
     def _check_names(self, parameters: Mapping[str, Parameter]) -> None:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.fragments.reader import FragmentReader
+from training.fragments.runs import Runs, Stretch
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -31,12 +34,38 @@ class Fragment:
     """Of the whole parameter."""
 
     start: int
-    """The first element's number in the flattened parameter."""
+    """The first element's number in the flattened parameter or, with ``runs``, among those they pick."""
 
     tensors: dict[str, Tensor]
     """By key, all [N]: ``weight`` and the optimizer's own, such as ``exp_avg``. Views of the live state."""
 
     scalars: dict[str, float]
+    runs: Runs | None = None
+    """Where the rank has only some columns of a matrix: which."""
 
     on_disk: bool = False
     """The tensors are maps of files: to copy them into memory would take what was to be spared."""
+
+    @property
+    def stretch(self) -> Stretch:
+        """Which elements these are."""
+        return Stretch(self.start, self.start + len(next(iter(self.tensors.values()))), self.runs)
+
+
+def read_into(flat: Tensor, reader: FragmentReader, name: str, key: str, wanted: Stretch) -> None:
+    """Copy ``key`` of some elements of a parameter from a checkpoint's mapped files into ``flat``.
+
+    Args:
+        flat: [N], one for each element wanted; on any device.
+        reader: The checkpoint.
+        name: The parameter.
+        key: What is kept of it: its weight, or a moment.
+        wanted: Which elements.
+
+    Raises:
+        CheckpointError: A file is missing or too short.
+    """
+    dtype = DTYPES[reader.index.parameters[name].keys[key]]
+    for part, data in reader.read(name, key, wanted):
+        target = flat.as_strided((part.rows, part.width), (part.pitch, 1), flat.storage_offset() + part.place)
+        target.copy_(torch.from_numpy(data).view(dtype))

@@ -2,17 +2,20 @@
 
 A parameter is one line of elements, in the order in which they lie in memory. Each rank writes those that it
 alone holds, with all that belongs to them (fp32 weight, optimizer moments), so a cut of the model over ranks
-is no property of the checkpoint: whoever loads it asks for the elements that its own cut needs.
+is no property of the checkpoint: whoever loads it asks for the elements that its own cut needs. A rank that
+holds some columns of a matrix writes a stretch of these, and the map has one row for it as for any other.
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.errors import CheckpointError
+from training.fragments.runs import Runs, Stretch
 
 INDEX = "index.json"
 WEIGHT = "weight"
@@ -36,12 +39,18 @@ _ALIGNMENT = 64  # bytes: what any dtype and vector instruction asks for
 
 
 class Row(NamedTuple):
-    """Elements [start, stop) of a parameter lie in file number ``file``, from byte ``offset`` on."""
+    """A stretch of a parameter's elements lies in file number ``file``, from byte ``offset`` on."""
 
     start: int
     stop: int
     file: int
     offset: int
+    runs: Runs | None = None
+
+    @property
+    def stretch(self) -> Stretch:
+        """Which elements these are."""
+        return Stretch(self.start, self.stop, self.runs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +84,7 @@ class Piece:
     start: int
     stop: int
     offset: int
+    runs: Runs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,9 @@ def build_index(files: Sequence[str], pieces: Sequence[Iterable[Piece]]) -> Inde
                     f"{piece.name}: two ranks hold other states of it ({first.scalars}, {piece.scalars}); "
                     "please report this"
                 )
-            rows.setdefault(piece.name, []).append(Row(piece.start, piece.stop, number, piece.offset))
+            rows.setdefault(piece.name, []).append(
+                Row(piece.start, piece.stop, number, piece.offset, piece.runs)
+            )
     parameters = {
         name: Parameter(
             shape=piece.shape, keys=piece.keys, scalars=piece.scalars, rows=tuple(sorted(rows[name]))
@@ -128,24 +140,25 @@ def build_index(files: Sequence[str], pieces: Sequence[Iterable[Piece]]) -> Inde
 
 
 def _check_whole(name: str, parameter: Parameter) -> None:
-    reached = 0
+    """Make sure that the columns held are all columns, and that of each all elements are held."""
+    numel = parameter.numel
+    by_columns: dict[Runs, list[Row]] = defaultdict(list)
     for row in parameter.rows:
-        if row.start > reached:
-            break
-        reached = max(reached, row.stop)
-    if reached != parameter.numel:
-        raise CheckpointError(
-            f"{name}: element {reached} of {parameter.numel} is held by no rank; please report this"
-        )
-
-
-def find_rows(parameter: Parameter, start: int, stop: int) -> Iterator[tuple[int, int, Row]]:
-    """Say which rows hold the elements [start, stop): each time [from, to) and the row, without overlap."""
-    for row in parameter.rows:
-        begin, end = max(start, row.start), min(stop, row.stop)
-        if begin < end:
-            yield begin, end, row
-            start = end
+        by_columns[row.runs or Runs(0, numel, numel)].append(row)
+    column, stride = 0, max(runs.stride for runs in by_columns)
+    for runs, rows in sorted(by_columns.items()):
+        reached = 0
+        for row in rows:
+            if row.start > reached:
+                break
+            reached = max(reached, row.stop)
+        if runs.stride != stride or runs.first != column or reached * stride != numel * runs.run:
+            raise CheckpointError(
+                f"{name}: element {reached} of {numel} is held by no rank; please report this"
+            )
+        column += runs.run
+    if column != stride:
+        raise CheckpointError(f"{name}: column {column} of {stride} is held by no rank; please report this")
 
 
 def dump_index(index: Index) -> bytes:
@@ -160,7 +173,8 @@ def _plain(parameter: Parameter) -> dict[str, Any]:
         "shape": parameter.shape,
         "keys": parameter.keys,
         "scalars": parameter.scalars,
-        "rows": parameter.rows,
+        # Four numbers, and three more where these are columns of a matrix.
+        "rows": [(*row[:-1], *(row.runs or ())) for row in parameter.rows],
     }
 
 
@@ -177,10 +191,14 @@ def read_index(folder: Path) -> Index:
                 shape=tuple(entry["shape"]),
                 keys=entry["keys"],
                 scalars=entry["scalars"],
-                rows=tuple(Row(*row) for row in entry["rows"]),
+                rows=tuple(_read_row(*row) for row in entry["rows"]),
             )
             for name, entry in values["parameters"].items()
         }
         return Index(tuple(values["files"]), parameters)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{folder}: {INDEX} is missing or damaged") from None
+
+
+def _read_row(start: int, stop: int, file: int, offset: int, *runs: int) -> Row:
+    return Row(start, stop, file, offset, Runs(*runs) if runs else None)

@@ -6,8 +6,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from training.errors import CheckpointError
-from training.fragments.index import ITEM_BYTES, Index, find_rows, lay_out, read_index
+from training.fragments.index import ITEM_BYTES, Index, lay_out, read_index
+from training.fragments.runs import Overlap, Stretch, find_overlaps
 
 
 class FragmentReader:
@@ -33,24 +37,34 @@ class FragmentReader:
         """Let the files go; a map that is still looked at goes with its last reader."""
         self._maps.clear()
 
-    def read(self, name: str, key: str, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:
-        """Give ``key`` of the elements [start, stop) of a parameter, a stretch at a time.
+    def read(self, name: str, key: str, wanted: Stretch) -> Iterator[tuple[Overlap, npt.NDArray[np.uint8]]]:
+        """Give ``key`` of some elements of a parameter, as they lie in the files.
 
         Yields:
-            The number of the stretch's first element, and its bytes: a view of the mapped file.
+            Which of the elements wanted these are, and their bytes, [rows, width x bytes of one]: a view of
+            the mapped file.
 
         Raises:
             CheckpointError: A file is missing or too short.
         """
         parameter = self.index.parameters[name]
         size = ITEM_BYTES[parameter.keys[key]]
-        for begin, end, row in find_rows(parameter, start, stop):
-            places, _ = lay_out(row.stop - row.start, parameter.keys, row.offset)
-            first = places[key] + (begin - row.start) * size
-            data = memoryview(self._map(row.file))[first : first + (end - begin) * size]
-            if len(data) != (end - begin) * size:
-                raise CheckpointError(f"{self._folder / self.index.files[row.file]} is too short")
-            yield begin, data
+        for row in parameter.rows:
+            for part in find_overlaps(wanted, row.stretch, parameter.numel):
+                places, _ = lay_out(row.stop - row.start, parameter.keys, row.offset)
+                mapped, first = self._map(row.file), places[key] + part.other_place * size
+                if first + ((part.rows - 1) * part.other_pitch + part.width) * size > len(mapped):
+                    raise CheckpointError(f"{self._folder / self.index.files[row.file]} is too short")
+                yield (
+                    part,
+                    np.ndarray(
+                        (part.rows, part.width * size),
+                        np.uint8,
+                        buffer=mapped,
+                        offset=first,
+                        strides=(part.other_pitch * size, 1),
+                    ),
+                )
 
     def _map(self, number: int) -> mmap.mmap:
         if number not in self._maps:

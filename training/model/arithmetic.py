@@ -1,5 +1,6 @@
 """What a model costs, from its config.json alone: parameters and arithmetic. Pure numbers, no torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -149,6 +150,28 @@ def check_heads(architecture: Mapping[str, Any], sequence_parallel_size: int) ->
         f"strategy.sequence_parallel_size={size} cannot share out the model's {heads} attention heads with "
         f"{key_heads} key-value heads; use {' or '.join([', '.join(choices[:-1]), choices[-1]])}"
     )
+
+
+def check_tensor_cut(architecture: Mapping[str, Any], tensor_parallel_size: int) -> None:
+    """Refuse a model whose heads and inner features cannot be shared out evenly.
+
+    Args:
+        architecture: The mapping of config.json.
+        tensor_parallel_size: Ranks that share each layer's matrices.
+
+    Raises:
+        ModelError: One line that names sizes that go.
+    """
+    heads, key_heads = _count_heads(architecture)
+    inner = int(architecture.get("intermediate_size") or heads)
+    most = math.gcd(heads, key_heads, inner)
+    if most % tensor_parallel_size:
+        choices = [str(size) for size in range(1, most + 1) if most % size == 0]
+        raise ModelError(
+            f"strategy.tensor_parallel_size={tensor_parallel_size} cannot share out the model's {heads} "
+            f"attention heads with {key_heads} key-value heads and {inner} inner features; use "
+            f"{' or '.join(filter(None, [', '.join(choices[:-1]), choices[-1]]))}"
+        )
 
 
 def _count_heads(architecture: Mapping[str, Any]) -> tuple[int, int]:

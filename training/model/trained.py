@@ -8,9 +8,10 @@ from torch import Tensor
 
 from training.config.schema import RunConfig
 from training.errors import CheckpointError
-from training.fragments.fragment import DTYPES
+from training.fragments.fragment import DTYPES, read_into
 from training.fragments.index import WEIGHT, Parameter
 from training.fragments.reader import FragmentReader
+from training.fragments.runs import Stretch
 from training.model.kind import AnyModel
 from training.model.load import build_model
 
@@ -56,9 +57,7 @@ def load_weights(model: AnyModel, checkpoint_folder: Path) -> None:
         for name, parameter in trained.items():
             dtype = DTYPES[saved[name].keys[WEIGHT]]
             flat = torch.empty(parameter.numel(), dtype=dtype)
-            for first, data in reader.read(name, WEIGHT, 0, parameter.numel()):
-                found = torch.frombuffer(data, dtype=dtype)
-                flat[first : first + len(found)] = found
+            read_into(flat, reader, name, WEIGHT, Stretch(0, parameter.numel()))
             parameter.copy_(flat.view(parameter.shape))
 
 

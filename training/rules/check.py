@@ -16,11 +16,11 @@ def check_rules(config: RunConfig) -> None:
     Raises:
         ConfigError: The first broken rule, in one line that says what to use instead.
     """
+    check_strategy(config)
     plan_run(config)
     _check_model(config)
     _check_attention(config)
     _check_adapter(config)
-    check_strategy(config)
     _check_compile(config)
     _check_schedule(config)
     _check_loop(config)
@@ -87,6 +87,12 @@ def _check_compile(config: RunConfig) -> None:
         raise ConfigError(
             "strategy.compile=layers does not see through adapter.base_bits=4, whose weights are unpacked in "
             "every product; use strategy.compile=none"
+        )
+    if strategy.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"strategy.compile=layers does not see through strategy.tensor_parallel_size="
+            f"{strategy.tensor_parallel_size}, whose ranks talk inside of each layer; use "
+            "strategy.compile=none"
         )
     if strategy.activation_checkpointing != "none":
         raise ConfigError(

@@ -14,6 +14,8 @@ from training.errors import ConfigError
 
 Method = Literal["none", "lora", "dora", "qlora", "qdora"]
 _THREE = 3
+_ELEMENTWISE = ("adamw", "adamw_cpu", "adamw_paged", "lion")
+"""Optimizers that treat each element by itself, so that a part of a matrix is as good as the whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,7 @@ class Combination:
     quantized_weights: bool
     quantized_gradients: bool
     sequence_parallel_size: int
+    tensor_parallel_size: int
     optimizer: str
     precision: str
 
@@ -67,6 +70,7 @@ def find_combination(config: RunConfig) -> Combination:
         quantized_weights=strategy.quantized_weights,
         quantized_gradients=strategy.quantized_gradients,
         sequence_parallel_size=strategy.sequence_parallel_size,
+        tensor_parallel_size=strategy.tensor_parallel_size,
         optimizer=config.optimizer.kind,
         precision=config.precision,
     )
@@ -172,6 +176,34 @@ def _bitsandbytes_steps_on_gpus(c: Combination) -> str | None:
     return None
 
 
+def _tensor_parallel_cuts_what_is_trained(c: Combination) -> str | None:
+    if c.tensor_parallel_size == 1:
+        return None
+    setting = f"strategy.tensor_parallel_size={c.tensor_parallel_size}"
+    if c.sequence_parallel_size > 1:
+        return (
+            f"{setting} and strategy.sequence_parallel_size={c.sequence_parallel_size} share a pass in two "
+            "ways; use sequence_parallel_size for long rows, tensor_parallel_size for large layers"
+        )
+    if c.method != "none":
+        return (
+            f"{setting} cuts the matrices that are trained, and an adapter's are too small to gain by it; "
+            "use strategy.tensor_parallel_size=1 with strategy=zero3, or adapter=none"
+        )
+    if c.zero_stage not in {1, 2}:
+        why = "gathers whole layers" if c.zero_stage == _THREE else "takes each rank's model for the whole"
+        return (
+            f"{setting} does not go with strategy.zero_stage={c.zero_stage}, which {why}; use strategy=zero1 "
+            "or zero2"
+        )
+    if c.optimizer not in _ELEMENTWISE:
+        return (
+            f"optimizer.kind={c.optimizer} looks at more than one element at a time, and {setting} leaves a "
+            "part of each matrix; use optimizer=adamw or lion"
+        )
+    return None
+
+
 def _find_need(c: Combination) -> Verdict | None:
     if c.method == "qdora" and c.zero_stage == _THREE:
         return Verdict(
@@ -198,4 +230,5 @@ _REFUSALS: tuple[Callable[[Combination], str | None], ...] = (
     _adafactor_needs_whole_matrices,
     _cpu_adam_needs_offload,
     _bitsandbytes_steps_on_gpus,
+    _tensor_parallel_cuts_what_is_trained,
 )

@@ -1,7 +1,7 @@
 """A checkpoint's whole state as safetensors files that any tool reads: one for the weights, one per moment.
 
-The fragments are copied straight from the mapped files, a stretch at a time: no tensor is ever whole in
-memory, whatever the model's size, and no torch is needed.
+The fragments are copied from the mapped files a band at a time: no tensor is ever whole in memory, whatever
+the model's size, and no torch is needed.
 """
 
 import json
@@ -10,9 +10,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from training.files import write_atomically
 from training.fragments.index import ITEM_BYTES, Index
 from training.fragments.reader import FragmentReader
+from training.fragments.runs import Stretch
+
+_BAND_ELEMENTS = 2**20
 
 
 def convert(folder: Path, target: Path) -> Iterator[tuple[Path, int]]:
@@ -45,8 +51,20 @@ def _write(reader: FragmentReader, key: str, path: Path) -> None:
         stream.write(len(header).to_bytes(8, "little") + header)
         for name, entry in reader.index.parameters.items():
             if key in entry.keys:
-                for _, data in reader.read(name, key, 0, entry.numel):
-                    stream.write(data)
+                for start in range(0, entry.numel, _BAND_ELEMENTS):
+                    band = Stretch(start, min(start + _BAND_ELEMENTS, entry.numel))
+                    stream.write(_read(reader, name, key, band))
+
+
+def _read(reader: FragmentReader, name: str, key: str, band: Stretch) -> npt.NDArray[np.uint8]:
+    size = ITEM_BYTES[reader.index.parameters[name].keys[key]]
+    flat = np.empty((band.stop - band.start) * size, dtype=np.uint8)
+    for part, data in reader.read(name, key, band):
+        target = np.ndarray(
+            data.shape, np.uint8, buffer=flat, offset=part.place * size, strides=(part.pitch * size, 1)
+        )
+        target[:] = data
+    return flat
 
 
 def _header(index: Index, key: str) -> bytes:

@@ -36,7 +36,8 @@ def open_questions(
         salt=config.data.split_seed,
     )
     tokens = config.batch.micro_batch_size * config.batch.sequence_length
-    held_out = HeldOutDocuments(documents, sources, place.ranks, tokens_per_batch=tokens)
+    team = config.strategy.tensor_parallel_size
+    held_out = HeldOutDocuments(documents, sources, place.ranks, tokens_per_batch=tokens, together=team)
     samples = SampleQuestions(
         documents[: config.loop.sample_documents],
         load_tokenizer(config.model),
@@ -44,7 +45,7 @@ def open_questions(
         drawing=_find_drawing(config),
     )
     lines = LineFile(layout.samples)
-    together = config.strategy.zero_stage == _THREE and place.ranks.world_size > 1
+    together = (config.strategy.zero_stage == _THREE and place.ranks.world_size > 1) or team > 1
 
     def measure(progress: Progress) -> HeldOutLoss:
         started = time.perf_counter()

@@ -196,6 +196,7 @@ def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: in
         corpus=corpus.manifest.fingerprint,
         keep=Retention(newest=config.loop.keep_checkpoints, every_steps=config.loop.keep_every_steps),
         versions={name: version(name) for name in _PACKAGES},
+        tensor_parallel_size=config.strategy.tensor_parallel_size,
     )
 
 
