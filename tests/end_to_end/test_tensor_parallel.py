@@ -19,7 +19,12 @@ def test_a_run_in_teams_that_is_stopped_goes_on_has_the_same_loss_curve_and_is_e
     monkeypatch.chdir(folder)
     expected = plain_losses(compose_run(COMMON, ConfigTree.open(None)).config)
     teams = ["strategy.tensor_parallel_size=2", "cluster.processes_per_node=2", "name=teams"]
-    measures = ["loop.evaluate_every_steps=8", "loop.held_out_documents=4", "loop.sample_documents=1"]
+    measures = [
+        "loop.evaluate_every_steps=8",
+        "loop.held_out_documents=4",
+        "loop.sample_documents=1",
+        "evaluation.held_out_documents=3",
+    ]
     command = ("train", *COMMON, *teams, *measures)
     process = start(folder, *command)
     wait_for_step(folder / "runs" / "teams", 4, process)

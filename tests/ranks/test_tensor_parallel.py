@@ -144,7 +144,10 @@ def train_norms_of_heads() -> list[list[tuple[float, float]]]:
             attention_bias=True,
             attn_implementation=KERNEL,
         )
-        engine = DeepSpeedEngine(Qwen3ForCausalLM(shape), config, place, sources=SOURCES)
+        model = Qwen3ForCausalLM(shape)
+        for frozen in ("layers.0.self_attn.k_norm", "layers.0.mlp.up_proj"):
+            model.model.get_submodule(frozen).requires_grad_(False)
+        engine = DeepSpeedEngine(model, config, place, sources=SOURCES)
         steps = run_steps(engine, config, place, range(4))
         told.append([(step.loss, step.grad_norm) for step in steps])
         engine.close()

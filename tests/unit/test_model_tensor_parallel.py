@@ -79,3 +79,16 @@ def test_a_layer_that_is_no_linear_one_is_refused() -> None:
         ModelError, match=r"^model\.layers\.1\.mlp\.up_proj is no linear layer that .* divides"
     ):
         plan_cuts(model, 2)
+
+
+def test_a_parameter_between_cut_layers_that_the_plan_forgets_is_refused() -> None:
+    model = build("llama")
+    model.model.layers[0].self_attn.scale = nn.Parameter(torch.ones(1, device="meta"))
+    words = r"its plan does not name model\.layers\.0\.self_attn\.scale; use strategy.tensor_parallel_size=1"
+    with pytest.raises(ModelError, match=words):
+        plan_cuts(model, 2)
+
+
+def test_norms_of_heads_are_summed() -> None:
+    summed = plan_cuts(build("qwen3"), 2).summed
+    assert summed == tuple(f"model.layers.{n}.self_attn.{x}_norm.weight" for x in "qk" for n in range(2))

@@ -21,8 +21,8 @@ _TOKENS, _STEP = 24, 7919
 _SPECS: dict[str, dict[str, Any]] = {
     "colwise": {"partition_type": "column"},
     "rowwise": {"partition_type": "row"},
-    "replicated_with_grad_allreduce": {"partition_type": "skip", "grad_allreduce": True},
 }
+_SUMMED = {"partition_type": "skip", "grad_allreduce": True}
 
 
 class TensorTeam:
@@ -35,7 +35,8 @@ class TensorTeam:
             ModelError: It cannot be cut.
         """
         self.index, self.size = rank % size, size
-        self._plan = plan_cuts(base_of(model), size) if size > 1 else TensorPlan({}, {})
+        self._plan = plan_cuts(base_of(model), size) if size > 1 else TensorPlan({}, {}, ())
+        self._trained = {name for name, p in model.named_parameters() if p.requires_grad}
         self._shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
 
     def complete(self, config: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -44,8 +45,11 @@ class TensorTeam:
             return config
         specs = [
             {"patterns": [f"{re.escape(prefix)}{pattern}\\.weight$"], **_SPECS[style]}
-            for pattern, style in self._plan.patterns.items()
+            for pattern, style in self._plan.styles.items()
         ]
+        # What is frozen has no gradient that DeepSpeed could be told of.
+        summed = [re.escape(f"{prefix}{name}") + "$" for name in self._plan.summed if name in self._trained]
+        specs.append({"patterns": summed, **_SUMMED})
         partition = {"use_default_specs": False, "layer_specs": specs}
         return config | {"tensor_parallel": config["tensor_parallel"] | {"partition_config": partition}}
 

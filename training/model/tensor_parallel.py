@@ -6,7 +6,7 @@ embeddings, norms and the output layer, which the fused loss reads as a whole.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,11 @@ class TensorPlan:
     cuts: Mapping[str, Cut]
     """By the parameter's name in the model."""
 
-    patterns: Mapping[str, str]
-    """The style of the modules whose name a regular expression matches, from its beginning to its end."""
+    styles: Mapping[str, str]
+    """``colwise`` or ``rowwise``, of the modules whose whole name a regular expression matches."""
+
+    summed: tuple[str, ...]
+    """Parameters that are whole on every rank and see the rank's own heads: gradients are to be summed."""
 
 
 def plan_cuts(model: PreTrainedModel, size: int) -> TensorPlan:
@@ -72,16 +75,38 @@ def plan_cuts(model: PreTrainedModel, size: int) -> TensorPlan:
         raise ModelError(f"{name} has no plan in transformers for cutting its layers over ranks; {instead}")
     check_tensor_cut(decoder.config.to_dict(), size)
     prefix = next(path for path, module in model.named_modules() if module is decoder)
-    patterns, cuts = {}, {}
+    styles, summed = {}, []
+    cuts: dict[str, Cut] = {}
     for pattern, style in plan.items():
         if style not in {*_DIMENSIONS, _SUMMED}:
             raise ModelError(f"{name} cannot be cut over ranks: its {pattern} is {style}; {instead}")
         regex = re.escape(f"{prefix}.{pattern}" if prefix else pattern).replace(r"\*", r"\d+")
-        patterns[regex] = style
-        for path, module in model.named_modules():
-            if style in _DIMENSIONS and re.fullmatch(regex, path):
-                cuts |= _cut_layer(path, module, _DIMENSIONS[style], size)
-    return TensorPlan(cuts, patterns)
+        found = {path: module for path, module in model.named_modules() if re.fullmatch(regex, path)}
+        if style == _SUMMED:
+            summed += [
+                f"{path}.{each}" for path, module in found.items() for each, _ in module.named_parameters()
+            ]
+            continue
+        styles[regex] = style
+        for path, module in found.items():
+            cuts |= _cut_layer(path, module, _DIMENSIONS[style], size)
+    for each in _find_others(model, cuts, summed):
+        raise ModelError(f"{name} cannot be cut over ranks: its plan does not name {each}; {instead}")
+    return TensorPlan(cuts, styles, tuple(summed))
+
+
+def _find_others(model: PreTrainedModel, cuts: Mapping[str, Cut], summed: Sequence[str]) -> list[str]:
+    """Name what lies between cut layers, sees a rank's own part, and would get the gradient of that alone."""
+    blocks = {name.rsplit(".", 2)[0] for name in cuts}
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if any(name.startswith(f"{block}.") for block in blocks)
+        and name not in cuts
+        and name not in summed
+        # A bias behind a layer cut by its inputs is added once all ranks' parts are summed.
+        and name.removesuffix(".bias") + ".weight" not in cuts
+    ]
 
 
 def _cut_layer(path: str, module: Any, dimension: int, size: int) -> dict[str, Cut]:

@@ -53,7 +53,7 @@ def _write(reader: FragmentReader, key: str, path: Path) -> None:
             if key in entry.keys:
                 for start in range(0, entry.numel, _BAND_ELEMENTS):
                     band = Stretch(start, min(start + _BAND_ELEMENTS, entry.numel))
-                    stream.write(_read(reader, name, key, band))
+                    stream.write(_read(reader, name, key, band).data)
 
 
 def _read(reader: FragmentReader, name: str, key: str, band: Stretch) -> npt.NDArray[np.uint8]:
