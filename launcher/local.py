@@ -10,7 +10,7 @@ from typing import Any
 from launcher.commands import merge_environment, torchrun_command, training_variables
 from launcher.processes import run_with_log
 from training.config.schema import RunConfig
-from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
+from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError, StorageError
 from training.layout import RunLayout
 
 _STOPPED_EARLY = 130  # what a shell says after Ctrl-C
@@ -27,8 +27,18 @@ class Ending:
 
 
 def train_here(config: RunConfig, layout: RunLayout) -> Ending:
-    """Start one process per device, wait, and read how it went."""
-    layout.outcome.unlink(missing_ok=True)
+    """Start one process per device, wait, and read how it went.
+
+    Raises:
+        StorageError: The run directory cannot be written.
+    """
+    try:
+        layout.outcome.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{layout.root} cannot be written ({error.strerror}); set its permissions, or choose another "
+            "run_root"
+        ) from None
     log = layout.logs / "launch.log"
     environment = merge_environment(os.environ, training_variables(config))
     code, asked = run_with_log(torchrun_command(config, layout.root), environment, log)

@@ -198,7 +198,7 @@ def _answer(
         parts.metrics.event("step_refused", **facts)
         raise NumericError(
             f"step {progress.step}: {reason}; look at {', '.join(documents)} or lower "
-            "optimizer.learning_rate; nothing of this step was applied and the last checkpoint is untouched"
+            "optimizer.learning_rate; nothing of this step was applied and what was saved before is untouched"
         )
     earlier = parts.checkpoints.resume(every=config.checkpoint_every_steps) if action == "roll_back" else None
     if earlier is None or earlier.step == 0:

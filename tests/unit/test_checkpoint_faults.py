@@ -49,7 +49,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
         free: int
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free=300_000))
-    with pytest.raises(StorageError, match=r"step 2 .*it needs 0\.4 MB, the disk has 0\.3 MB free"):
+    with pytest.raises(StorageError, match=r"step 2 .*it needs 17\.2 MB, the disk has 0\.3 MB free"):
         save(tmp_path, 2)
     assert names(tmp_path) == ["step_00000001"]
 

@@ -92,7 +92,8 @@ def _make_room(staging: Path, wanted: int) -> str | None:
         sweep(staging.parent)
         free = shutil.disk_usage(staging.parent).free
         if free < wanted + _MARGIN_BYTES:
-            return f"it needs {_size(wanted)}, the disk has {_size(free)} free"
+            needed = _size(wanted + _MARGIN_BYTES)
+            return f"with some room for what follows it needs {needed}, the disk has {_size(free)} free"
         staging.mkdir()
     except OSError as error:
         return error.strerror or str(error)
@@ -154,7 +155,7 @@ def _commit(
 def _explain(step: int, error: Exception) -> StorageError:
     return StorageError(
         f"checkpoint of step {step} could not be written ({_reason(error)}); free some space on the disk or "
-        "set its permissions; older checkpoints are untouched"
+        "set its permissions; what was saved before is untouched"
     )
 
 

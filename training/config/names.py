@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+_MOST = 12
+"""Names that fit into a line that somebody reads."""
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Offer the closest known name, else list what there is; empty when nothing is known."""
@@ -10,7 +13,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = find_nearest(name, names)
     if close:
         return f"; did you mean {close}?"
-    return f"; known here: {', '.join(names)}" if names else ""
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return f"; known here: {', '.join(names[:_MOST])}{more}" if names else ""
 
 
 def find_nearest(name: str, known: Iterable[str]) -> str | None:

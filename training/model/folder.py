@@ -54,8 +54,11 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
         write(staged)
+        # safetensors lets its owner alone read what it writes.
+        mode = staged.stat().st_mode & 0o666
         for path in sorted(staged.rglob("*")):
             if path.is_file():
+                path.chmod(mode)
                 sync_file(path)
         sync_folder(staged)
         if folder.exists():
