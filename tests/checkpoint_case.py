@@ -65,6 +65,7 @@ def open_store(root: Path, engine: Any, config: RunConfig, place: Any, events: E
         zero_stage=config.strategy.zero_stage,
         incarnation=from_lead(claim_incarnation(layout.incarnations) if place.ranks.is_lead else 0),
         corpus="c0ffee",
+        base="ba5e",
         keep=Retention(newest=2, every_steps=None),
         versions={},
         tensor_parallel_size=config.strategy.tensor_parallel_size,
@@ -136,8 +137,10 @@ def write_weights(layout: RunLayout, model: nn.Module, step: int) -> None:
     """Write a checkpoint of a model that no engine has trained: its trained weights and nothing else."""
     from training.checkpoint.manifest import MANIFEST, Manifest
     from training.checkpoint.share import plan_share, write_durably, write_share
+    from training.config.freeze import read_frozen
     from training.fragments.fragment import Fragment
     from training.fragments.index import INDEX, build_index, dump_index
+    from training.model.folder import fingerprint_base
 
     folder = layout.checkpoint(step)
     folder.mkdir(parents=True)
@@ -162,6 +165,7 @@ def write_weights(layout: RunLayout, model: nn.Module, step: int) -> None:
         zero_stage=0,
         incarnation=1,
         corpus="c0ffee",
+        base=fingerprint_base(read_frozen(layout.config).model) if layout.config.exists() else "",
         memory={},
         score=None,
         files=files,

@@ -47,11 +47,12 @@ class FakeEngine:
             read_into(tensor, reader, "value", key, Stretch(0, ELEMENTS))
 
 
-def open_fake_store(
+def open_fake_store(  # noqa: PLR0913 - what tests change
     root: Path,
     engine: FakeEngine,
     *,
     corpus: str = "c0ffee",
+    base: str = "ba5e",
     keep: Retention | None = None,
     events: Events | None = None,
     ranks: Ranks = ALONE,
@@ -63,6 +64,7 @@ def open_fake_store(
         zero_stage=2,
         incarnation=from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0),
         corpus=corpus,
+        base=base,
         keep=keep or Retention(newest=2, every_steps=None),
         versions={},
     )

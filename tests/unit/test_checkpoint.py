@@ -1,6 +1,7 @@
 """Checkpoints: complete or absent, verified when read, fenced against an older start."""
 
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,22 @@ def test_a_position_in_another_corpus_is_refused_in_words(tmp_path: Path) -> Non
 
     with pytest.raises(CheckpointError, match="was trained on another corpus"):
         open_fake_store(tmp_path, FakeEngine(), corpus="decaf").resume()
+
+
+def test_other_weights_under_an_adapter_are_refused_in_words(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+
+    with pytest.raises(CheckpointError, match="was trained from other weights than those that the model's"):
+        open_fake_store(tmp_path, FakeEngine(), base="fe11ed").resume()
+
+
+def test_a_checkpoint_that_was_put_into_another_ones_place_is_set_aside(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2)
+    shutil.copytree(RunLayout(tmp_path).checkpoint(2), RunLayout(tmp_path).checkpoint(3))
+
+    events = Events()
+    assert open_fake_store(tmp_path, FakeEngine(), events=events).resume().step == 2
+    assert "step_00000003 holds step 2: it was put there from elsewhere" in events.notes[0]
 
 
 def test_what_died_half_written_is_not_a_checkpoint_and_is_swept_by_the_next_save(tmp_path: Path) -> None:

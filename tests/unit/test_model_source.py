@@ -1,6 +1,7 @@
 """Where a model comes from: written once, complete or absent, the same for the same seed."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.checkpoint_case import write_weights
 from training.config.learning import AdapterConfig, ModelConfig
 from training.errors import CheckpointError, ModelError, StorageError
 from training.layout import RunLayout
-from training.model.folder import check_tensors, write_folder
+from training.model.folder import check_tensors, fingerprint_base, write_folder
 from training.model.load import build_model
 from training.model.source import find_model_folder, prepare_model
 from training.model.trained import load_weights
@@ -207,3 +208,14 @@ def test_weights_of_another_model_or_too_few_are_refused(tiny: ModelConfig, tmp_
     wider = LORA.model_copy(update={"rank": 4})
     with pytest.raises(CheckpointError, match=r"has shape \[2, 32\], the model wants \[4, 32\]"):
         load_weights(build(tiny, wider), layout.checkpoint(1))
+
+
+def test_a_base_is_known_by_its_weights_wherever_it_lies(tiny: ModelConfig, tmp_path: Path) -> None:
+    known = fingerprint_base(tiny)
+    moved = tmp_path / "moved"
+    shutil.copytree(str(tiny.folder), moved)
+    assert fingerprint_base(tiny.model_copy(update={"folder": str(moved)})) == known
+
+    path = moved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-64] + bytes(64))
+    assert fingerprint_base(tiny.model_copy(update={"folder": str(moved)})) != known

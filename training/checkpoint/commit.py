@@ -40,6 +40,9 @@ class Lineage:
     corpus: str
     """The corpus's fingerprint: a position means nothing in another corpus."""
 
+    base: str
+    """The base's fingerprint: an adapter, or what was not frozen, means nothing on other weights."""
+
     keep: Retention
     versions: dict[str, str]
     tensor_parallel_size: int = 1
@@ -136,6 +139,7 @@ def _commit(
         tensor_parallel_size=lineage.tensor_parallel_size,
         incarnation=lineage.incarnation,
         corpus=lineage.corpus,
+        base=lineage.base,
         score=moment.score,
         files=files,
         versions=lineage.versions,

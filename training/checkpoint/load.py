@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from training.checkpoint.manifest import list_checkpoints, read_manifest, verify_files
+from training.checkpoint.manifest import FileRecord, list_checkpoints, read_manifest, verify_files
 from training.errors import CheckpointError
 from training.files import sync_folder
 from training.layout import RunLayout
@@ -45,9 +45,21 @@ def verify_checkpoint(folder: Path) -> None:
     """Make sure that every file of a checkpoint is what its manifest says.
 
     Raises:
-        CheckpointError: One is not, or the manifest is missing or damaged.
+        CheckpointError: One is not, or the manifest is missing, damaged or of another step.
     """
-    verify_files(folder, read_manifest(folder).files)
+    verify_files(folder, read_files(folder))
+
+
+def read_files(folder: Path) -> list[FileRecord]:
+    """List the files of a checkpoint.
+
+    Raises:
+        CheckpointError: The manifest is missing, damaged or of another step.
+    """
+    manifest = read_manifest(folder)
+    if manifest.step != read_step(folder):
+        raise CheckpointError(f"{folder} holds step {manifest.step}: it was put there from elsewhere")
+    return manifest.files
 
 
 def check_corpus(folder: Path, fingerprint: str) -> None:
@@ -60,6 +72,19 @@ def check_corpus(folder: Path, fingerprint: str) -> None:
         raise CheckpointError(
             f"{folder} was trained on another corpus than the one that data.path holds now; prepare the "
             "former one again, or start under another name"
+        )
+
+
+def check_base(folder: Path, fingerprint: str) -> None:
+    """Make sure that a checkpoint was trained from the weights of this fingerprint.
+
+    Raises:
+        CheckpointError: It was trained from others, of which frozen parts would be taken now.
+    """
+    if read_manifest(folder).base != fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained from other weights than those that the model's folder holds now; put the "
+            "former ones back, or start under another name"
         )
 
 

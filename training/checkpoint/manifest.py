@@ -43,6 +43,9 @@ class Manifest(Section):
     corpus: str
     """Fingerprint of the corpus whose samples were seen."""
 
+    base: str = ""
+    """Fingerprint of the weights that the run began with."""
+
     score: float | None
     """Held-out loss at this step, where it was measured: less is better."""
 

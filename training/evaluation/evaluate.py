@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
-from training.checkpoint.load import check_corpus, find_checkpoint, read_step
+from training.checkpoint.load import check_base, check_corpus, find_checkpoint, read_step
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.reading.reader import check_tokenizer, open_corpus
@@ -27,6 +27,7 @@ from training.evaluation.unpack import unpack_layers
 from training.layout import RunLayout
 from training.metrics.accounts import read_accounts
 from training.metrics.journal import read_journal
+from training.model.folder import fingerprint_base
 from training.model.kind import AnyModel
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.model.trained import load_trained_model
@@ -52,6 +53,7 @@ def evaluate(layout: RunLayout) -> None:
     tokenizer = load_tokenizer(config.model)
     check_tokenizer(corpus.manifest, tokenizer_fingerprint(tokenizer), config.data.path)
     check_corpus(checkpoint, corpus.manifest.fingerprint)
+    check_base(checkpoint, fingerprint_base(config.model))
     material = gather_material(
         corpus,
         config.evaluation,

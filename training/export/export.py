@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 
-from training.checkpoint.load import find_checkpoint, read_step
+from training.checkpoint.load import check_base, find_checkpoint, read_step
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.corpus.manifest import Manifest
@@ -25,7 +25,7 @@ from training.export.verify import (
 from training.export.write import merge_into_original, name_base, reload, write_adapter, write_merged
 from training.layout import RunLayout
 from training.model.attention import generating
-from training.model.folder import PROVENANCE, write_folder
+from training.model.folder import PROVENANCE, fingerprint_base, write_folder
 from training.model.generation import write_generation_config
 from training.model.quiet import quiet_upstream
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -47,6 +47,7 @@ def export(layout: RunLayout) -> Verified:
     if config.export.form == "adapter" and config.adapter.kind == "none":
         raise ConfigError("export.form=adapter needs an adapter; use export.form=merged")
     checkpoint = find_checkpoint(layout, config.export.step)
+    check_base(checkpoint, fingerprint_base(config.model))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_trained_model(config, checkpoint, device)
     found: list[tuple[int, Verified]] = []

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+import xxhash
 from safetensors import safe_open
 
 from training.config.learning import ModelConfig
@@ -16,6 +17,9 @@ from training.files import sync_file, sync_folder
 
 CONFIG = "config.json"
 PROVENANCE = "metier.json"
+
+_STRETCHES = 32
+_STRETCH_BYTES = 4096
 
 
 def find_model_folder(model: ModelConfig) -> str:
@@ -75,6 +79,32 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(staged, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(previous, ignore_errors=True)
+
+
+def fingerprint_base(model: ModelConfig) -> str:
+    """Give a fingerprint of the weights that a run begins with: of other weights it is another.
+
+    Of each file its name, its size and some stretches spread over it: training changes all of them, and a
+    large model is not read twice for it. A model of the hub that lies in no folder gives its name.
+
+    Raises:
+        ModelError: The folder is missing or cannot be read.
+    """
+    folder = Path(find_model_folder(model))
+    if not folder.is_dir():
+        return str(folder)
+    digest = xxhash.xxh3_128()
+    try:
+        for path in find_weight_files(folder) or sorted(folder.glob("*.bin")):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size} ".encode())
+            with path.open("rb") as stream:
+                for number in range(_STRETCHES):
+                    stream.seek(size * number // _STRETCHES)
+                    digest.update(stream.read(_STRETCH_BYTES))
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
 
 
 def find_weight_files(folder: Path) -> list[Path]:

@@ -33,6 +33,7 @@ from training.metrics.journal import read_journal
 from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
 from training.model.arithmetic import flops_per_token, peak_flops
+from training.model.folder import fingerprint_base
 from training.model.inputs import Batch
 from training.model.kind import AnyModel
 from training.model.self_test import CUTS, measure_isolation, refuse_leak
@@ -194,6 +195,7 @@ def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: in
         zero_stage=effective_stage(config.strategy.zero_stage, config.precision),
         incarnation=incarnation,
         corpus=corpus.manifest.fingerprint,
+        base=from_lead(fingerprint_base(config.model) if ranks.is_lead else ""),
         keep=Retention(newest=config.loop.keep_checkpoints, every_steps=config.loop.keep_every_steps),
         versions={name: version(name) for name in _PACKAGES},
         tensor_parallel_size=config.strategy.tensor_parallel_size,
