@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from launcher.commands import merge_environment, torchrun_command, training_vari
 from launcher.processes import run_with_log
 from training.config.schema import RunConfig
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError, StorageError
-from training.layout import RunLayout
+from training.layout import ASKED, RunLayout
 
 _STOPPED_EARLY = 130  # what a shell says after Ctrl-C
 
@@ -40,7 +41,7 @@ def train_here(config: RunConfig, layout: RunLayout) -> Ending:
             "run_root"
         ) from None
     log = layout.logs / "launch.log"
-    environment = merge_environment(os.environ, training_variables(config))
+    environment = merge_environment(os.environ, training_variables(config)) | {ASKED: str(time.time())}
     code, asked = run_with_log(torchrun_command(config, layout.root), environment, log)
     if config.cluster.nodes == 1:
         shutil.rmtree(layout.torchrun, ignore_errors=True)

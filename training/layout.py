@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+ASKED = "METIER_ASKED"
+"""Environment variable by which the launcher tells the ranks when it was called, seconds since 1970."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunLayout:

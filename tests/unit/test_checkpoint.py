@@ -15,7 +15,8 @@ from training.checkpoint.fence import FencedError, claim_incarnation
 from training.checkpoint.load import find_checkpoint
 from training.checkpoint.manifest import list_checkpoints
 from training.errors import CheckpointError, StorageError
-from training.layout import RunLayout
+from training.layout import ASKED, RunLayout
+from training.metrics.goodput import read_first_start
 from training.progress import Memory, Progress
 
 
@@ -190,3 +191,13 @@ def test_a_checkpoint_asked_for_by_step_must_exist(tmp_path: Path) -> None:
 def test_starts_are_numbered_one_after_the_other(tmp_path: Path) -> None:
     assert [claim_incarnation(tmp_path) for _ in range(3)] == [1, 2, 3]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000001.json", "000002.json", "000003.json"]
+
+
+def test_a_start_counts_from_when_the_launcher_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ASKED, "1000.5")
+    claim_incarnation(tmp_path)
+    monkeypatch.setenv(ASKED, "2000.5")
+    claim_incarnation(tmp_path)
+    assert read_first_start(tmp_path) == 1000.5

@@ -10,15 +10,20 @@ import time
 from pathlib import Path
 
 from training.errors import CheckpointError
+from training.layout import ASKED
 
 _DIGITS = 6
 
 
 def claim_incarnation(folder: Path) -> int:
-    """Claim the next number in ``folder``; 1 for a run's first start."""
+    """Claim the next number in ``folder``; 1 for a run's first start.
+
+    Its note tells when the start was asked for, seconds since 1970: imports count as time of the run.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / f".claim.{os.uname().nodename}.{os.getpid()}"
-    note.write_text(json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "time": time.time()}) + "\n")
+    asked = float(os.environ.get(ASKED, time.time()))
+    note.write_text(json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "time": asked}) + "\n")
     try:
         while True:
             number = newest_incarnation(folder) + 1

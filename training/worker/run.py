@@ -123,12 +123,14 @@ def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopRe
     for note in batches.notes:
         metrics.event("note", text=note)
     parts = _gather_parts(scene, store, stop, batches)
+    first = progress.step
     try:
         reason, progress = train(parts, config.loop, progress)
     finally:
         batches.close()
         store.close()
-    facts = _find_goodput(scene.layout) if place.ranks.is_lead else {}
+    # The command of a finished run, typed again, says nothing new; least of all about the time since then.
+    facts = _find_goodput(scene.layout) if place.ranks.is_lead and progress.step > first else {}
     metrics.event("finished" if reason is StopReason.FINISHED else "stopped", step=progress.step, **facts)
     return reason, progress
 
