@@ -38,8 +38,9 @@ from training.ranks import Ranks
 from training.rules.strategies import effective_stage
 
 # On CPUs DeepSpeed would compile a shared-memory all-reduce at first use, for a minute or two. gloo's own is
-# as fast for gradients of this size; DeepSpeed asks this table whether the op can be had.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# as fast for gradients of this size. DeepSpeed asks this table alone whether that op can be had; left to
+# itself it would fill it at each start of each process, by trying compilers on all of its ops.
+vars(deepspeed.ops)["__compatible_ops__"] = {"deepspeed_shm_comm": False}
 serve_swappers()
 
 
