@@ -41,11 +41,13 @@ class ZeroPartition:
         shape = measure_shape(empty)
         check_room(config, shape, place.plan.world_size)
         self._config: dict[str, Any] = build_deepspeed_config(config, place.plan, shape)
-        # Version 0.19.8: it never enters the context, which would replace torch's functions. The group exists
-        # already where another engine of this process has founded it.
+        # Version 0.19.8: it never enters the context, which would replace torch's functions. The group of
+        # secondary ranks exists already where another engine of this process has founded it; that engine's
+        # may have been the only one to want it.
+        wanted = config.strategy.secondary_ranks > 1
         self._cutter = Init(
             config_dict_or_path=self._config,
-            zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
+            zero_param_parallel_group=groups._get_zero_param_intra_parallel_group() if wanted else None,
         )
 
     def stretches(self, elements: int) -> Sequence[tuple[int, int]]:
