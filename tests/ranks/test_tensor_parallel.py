@@ -223,7 +223,7 @@ def test_a_team_measures_each_document_once_and_answers_as_the_plain_model(
     told: list[dict[str, Any]],
 ) -> None:
     loss, by_source = measure_plainly(make_documents(DOCUMENTS))
-    answers = answer_plainly()
+    answers = answer_plainly(None)
     undisturbed = told[0]["steps"][1][:2]
     for answer in told:
         measured, sources, said, losses = answer["measured"]

@@ -13,6 +13,7 @@ OPTIMIZER = OptimizerConfig(
     learning_rate=PEAK,
     beta1=0.9,
     beta2=0.95,
+    momentum=0.95,
     epsilon=1e-8,
     weight_decay=0.1,
     max_grad_norm=1.0,
