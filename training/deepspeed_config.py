@@ -62,7 +62,7 @@ def build_deepspeed_config(
     if config.precision == "bf16":
         # Micro-batches are summed in fp32, or the loss would depend on how the batch is cut (law 1).
         built["data_types"] = {"grad_accum_dtype": "fp32"}
-    if "nvme" in {strategy.offload_optimizer, strategy.offload_parameters}:
+    if strategy.swaps_to_disk:
         # It rounds lengths up to 1024 bytes for each of these: four times that is what every disk takes.
         built["aio"] = {"intra_op_parallelism": 4}
     if strategy.tensor_parallel_size > 1:

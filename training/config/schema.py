@@ -59,6 +59,11 @@ class StrategyConfig(Section):
         "this configuration owns are refused"
     )
 
+    @property
+    def swaps_to_disk(self) -> bool:
+        """Whether something of the training state lies on the node's disk."""
+        return "nvme" in {self.offload_optimizer, self.offload_parameters}
+
 
 class BatchConfig(Section):
     """How much is read per optimizer step. gradient_accumulation_steps is derived, never configured."""

@@ -47,7 +47,7 @@ serve_swappers()
 def _is_true(record: logging.LogRecord) -> bool:
     """Keep back what DeepSpeed says and is not so.
 
-    A step that the loop drops goes its way of overflows, and every optimizer that is offered is tested.
+    A step that the loop drops goes its way of overflows; what is tested with ZeRO, docs/strategies.md says.
     """
     return not any(words in record.getMessage() for words in ("OVERFLOW!", "untested optimizer"))
 

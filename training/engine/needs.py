@@ -2,16 +2,11 @@
 
 import shutil
 
-from training.config.schema import RunConfig, StrategyConfig
+from training.config.schema import RunConfig
 from training.deepspeed_sizes import ModelShape
 from training.errors import StorageError
 
 _STATE_BYTES = 12  # of a trained element: fp32 weight and two moments
-
-
-def swaps_to_disk(strategy: StrategyConfig) -> bool:
-    """Whether something of the training state lies on the node's disk."""
-    return "nvme" in {strategy.offload_optimizer, strategy.offload_parameters}
 
 
 def check_room(config: RunConfig, shape: ModelShape, world_size: int) -> None:
@@ -21,7 +16,7 @@ def check_room(config: RunConfig, shape: ModelShape, world_size: int) -> None:
         StorageError: It has too little space.
     """
     strategy, cluster = config.strategy, config.cluster
-    if not swaps_to_disk(strategy) or strategy.nvme_path is None:
+    if not strategy.swaps_to_disk or strategy.nvme_path is None:
         return
     each = 0
     if strategy.offload_parameters == "nvme":

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from training.config.schema import RunConfig
-from training.engine.needs import swaps_to_disk
 from training.errors import ClusterError
 
 _PREFIX = "metier_swap_"
@@ -29,7 +28,7 @@ def own_swap_folder(config: RunConfig) -> Iterator[RunConfig]:
     Raises:
         ClusterError: The folder cannot be made.
     """
-    if not swaps_to_disk(config.strategy) or config.strategy.nvme_path is None:
+    if not config.strategy.swaps_to_disk or config.strategy.nvme_path is None:
         yield config
         return
     with found_folder(Path(config.strategy.nvme_path), config.name) as folder:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
+from training.model.kind import AnyModel, base_of
 
 _ADAPTER = "default"
 _DORA = "lora_magnitude_vector"
@@ -18,7 +18,7 @@ _DORA = "lora_magnitude_vector"
 
 @torch.no_grad()
 def merged_tensors(
-    model: PreTrainedModel | PeftModel, originals: Mapping[str, Tensor] | None = None
+    model: AnyModel, originals: Mapping[str, Tensor] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Give every parameter of the whole model one by one, adapters added and 4-bit blocks unpacked, in fp32.
 
@@ -30,7 +30,7 @@ def merged_tensors(
         model: As it was trained.
         originals: Weights by name to be used in place of the unpacked ones: to see what that would change.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     merged: tuple[str, ...] = ()
     for name, module in base.named_modules():
         if merged and name.startswith(merged):

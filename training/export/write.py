@@ -14,11 +14,12 @@ from training.errors import ModelError
 from training.export.merge import merged_tensors
 from training.export.verify import check_shapes
 from training.model.folder import check_tensors, find_model_folder, read_shapes, scrub_config
+from training.model.kind import AnyModel, base_of
 from training.model.load import DTYPES, four_bit_config, grow_embeddings
 from training.model.quiet import quiet_upstream
 
 
-def write_merged(staged: Path, config: RunConfig, model: PreTrainedModel | PeftModel) -> int:
+def write_merged(staged: Path, config: RunConfig, model: AnyModel) -> int:
     """Write the whole model in bf16; give the number of tensors.
 
     Raises:
@@ -102,7 +103,7 @@ def name_base(config: RunConfig) -> str:
     return Path(folder).name if Path(folder).is_dir() else folder
 
 
-def reload(staged: Path, config: RunConfig, device: torch.device) -> PreTrainedModel | PeftModel:
+def reload(staged: Path, config: RunConfig, device: torch.device) -> AnyModel:
     """Read the staged folder with plain transformers and peft, and compute in the run's precision.
 
     Raises:
@@ -117,7 +118,7 @@ def reload(staged: Path, config: RunConfig, device: torch.device) -> PreTrainedM
             options["quantization_config"] = four_bit_config(dtype)
     try:
         with quiet_upstream():
-            model: PreTrainedModel | PeftModel = AutoModelForCausalLM.from_pretrained(
+            model: AnyModel = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, attn_implementation="sdpa", **options
             )
             if config.export.form == "adapter":
@@ -129,8 +130,8 @@ def reload(staged: Path, config: RunConfig, device: torch.device) -> PreTrainedM
     return model.to(device).eval()
 
 
-def _check_tied(staged: Path, model: PreTrainedModel | PeftModel) -> None:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+def _check_tied(staged: Path, model: AnyModel) -> None:
+    base = base_of(model)
     if getattr(base.config, "tie_word_embeddings", False):
         one, other = base.get_input_embeddings().weight, base.get_output_embeddings().weight
         if one.data_ptr() != other.data_ptr():
