@@ -7,7 +7,7 @@ _PURPOSES = {
     "audit": "say what the prepared corpus teaches, what was left out, what it should not hold",
     "train": "train, or go on from the last checkpoint when the same command is run again",
     "evaluate": "measure before and after; write report/ into the run directory",
-    "export": "write a Hugging Face folder, model/ in the run directory",
+    "export": "write a Hugging Face folder, model/ or adapter/ in the run directory",
     "checkpoints": "list, verify, prune or convert what a run has saved",
 }
 
@@ -15,8 +15,8 @@ _DETAILS = {
     "prepare": "Writes data.path (the corpus) and model.folder, each complete or not at all.",
     "audit": "Writes data.path/audit: audit.html, audit.json. Exit code 2 where it is beyond audit.*.",
     "train": "Writes run_root/name: run.json, logs, metrics.jsonl, checkpoints. One process per device.",
-    "evaluate": "Reads run_root/name/run.json; evaluation.* may be given anew.",
-    "export": "Reads run_root/name/run.json; export.* may be given anew.",
+    "evaluate": "Reads run_root/name/run.json; evaluation.* may be given anew, for this time.",
+    "export": "Reads run_root/name/run.json; export.* may be given anew, for this time.",
 }
 
 _EXAMPLES = {

@@ -1,7 +1,6 @@
 """The run directory's beginning: run.json is written once, and a changed configuration is refused."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from launcher.versions import find_versions
@@ -34,7 +33,7 @@ _SHOWN_DIFFERENCES = 5
 
 def find_layout(config: RunConfig) -> RunLayout:
     """Name the run's directory, absolute."""
-    return RunLayout(Path(config.run_root).absolute() / config.name)
+    return RunLayout.of(config.run_root, config.name)
 
 
 def freeze_run(config: RunConfig) -> RunLayout:
@@ -54,8 +53,10 @@ def freeze_run(config: RunConfig) -> RunLayout:
     return layout
 
 
-def refreeze_run(config: RunConfig, overridden: Iterable[str]) -> RunLayout:
-    """Take over what the user said anew about an existing run: evaluation.*, export.* and the like.
+def recall_run(config: RunConfig, overridden: Iterable[str]) -> RunConfig:
+    """Give an existing run's settings with what the user said anew: evaluation.*, export.* and the like.
+
+    For this time alone: run.json stays what the run was trained with.
 
     Args:
         config: What was composed; where no experiment was named, it is known by its name alone.
@@ -73,16 +74,13 @@ def refreeze_run(config: RunConfig, overridden: Iterable[str]) -> RunLayout:
     if len(free) < len(paths):
         refuse_differences(frozen, config)
     values, said = _dump(frozen), _dump(config)
-    # Which checkpoint to export is a word for this time, not a property of the run.
-    for path in [*free, "export.step"]:
+    for path in free:
         _copy(path, said, values)
     # Where the run lies now counts, not where it lay when it was frozen: it may have been moved.
     values |= {"name": config.name, "run_root": config.run_root}
     wanted = check_config(values)
     check_rules(wanted)
-    if wanted != frozen:
-        write_frozen(layout.config, wanted, find_versions())
-    return layout
+    return wanted
 
 
 def refuse_differences(frozen: RunConfig, config: RunConfig) -> None:

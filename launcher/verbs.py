@@ -12,7 +12,7 @@ from launcher.compose import Composed
 from launcher.dry_run import describe_command, describe_hosts, describe_training
 from launcher.local import Ending, train_here
 from launcher.processes import run_here
-from launcher.run_directory import find_layout, freeze_run, refreeze_run
+from launcher.run_directory import freeze_run, recall_run
 from launcher.versions import find_versions
 from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
@@ -21,7 +21,8 @@ from training.errors import EXIT_OK, ClusterError
 _CORPUS_MODULES = {"prepare": "training.prepare", "audit": "training.audit"}
 """Verbs that need a configuration and no run directory."""
 
-_MODULES = {"evaluate": "training.evaluation", "export": "training.export"}
+_RUN_MODULES = {"evaluate": "training.evaluation", "export": "training.export"}
+"""Verbs that look at a run that was trained."""
 
 
 def run_verb(verb: str, composed: Composed, overridden: Sequence[str]) -> Ending:
@@ -40,11 +41,10 @@ def run_verb(verb: str, composed: Composed, overridden: Sequence[str]) -> Ending
         return _train(config, dry_run=composed.dry_run)
     if verb in _CORPUS_MODULES:
         return _work_on_corpus(verb, config, dry_run=composed.dry_run)
-    module = _MODULES[verb]
+    module = _RUN_MODULES[verb]
     if composed.dry_run:
-        return _say(describe_command(module_command(module, find_layout(config).root)))
-    layout = refreeze_run(config, overridden)
-    return _run_module(module, layout.root, config)
+        return _describe_module(module)
+    return _run_module(module, recall_run(config, overridden))
 
 
 def _train(config: RunConfig, *, dry_run: bool) -> Ending:
@@ -66,18 +66,22 @@ def _train(config: RunConfig, *, dry_run: bool) -> Ending:
 def _work_on_corpus(verb: str, config: RunConfig, *, dry_run: bool) -> Ending:
     module = _CORPUS_MODULES[verb]
     if dry_run:
-        return _say(describe_command(module_command(module, Path("FROZEN_CONFIG.json"))))
+        return _describe_module(module)
     if verb == "audit":
         check_prepared(config)
+    return _run_module(module, config)
+
+
+def _describe_module(module: str) -> Ending:
+    return _say(describe_command(module_command(module, Path("FROZEN_CONFIG.json"))))
+
+
+def _run_module(module: str, config: RunConfig) -> Ending:
+    variables = child_variables(config.cluster, count_cores(), processes=1)
     with tempfile.TemporaryDirectory(prefix="metier-") as folder:
         frozen = Path(folder) / "run.json"
         write_frozen(frozen, config, find_versions())
-        return _run_module(module, frozen, config)
-
-
-def _run_module(module: str, path: Path, config: RunConfig) -> Ending:
-    variables = child_variables(config.cluster, count_cores(), processes=1)
-    code = run_here(module_command(module, path), merge_environment(os.environ, variables))
+        code = run_here(module_command(module, frozen), merge_environment(os.environ, variables))
     # A negative code is the signal that ended the child; a shell says 128 + signal.
     code = code if code >= 0 else 128 - code
     return Ending(exit_code=code, state="COMPLETED" if code == EXIT_OK else "FAILED", step=None, line="")

@@ -13,6 +13,11 @@ class RunLayout:
 
     root: Path
 
+    @classmethod
+    def of(cls, run_root: str, name: str) -> "RunLayout":
+        """Name the files of run ``name``, absolute."""
+        return cls(Path(run_root).absolute() / name)
+
     @property
     def config(self) -> Path:
         """The frozen configuration: what the workers read, and nothing else."""
@@ -73,8 +78,13 @@ class RunLayout:
 
     @property
     def model(self) -> Path:
-        """The Hugging Face folder, when exported."""
+        """The whole model as a Hugging Face folder, when exported."""
         return self.root / "model"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter alone, when exported."""
+        return self.root / "adapter"
 
     @property
     def report(self) -> Path:

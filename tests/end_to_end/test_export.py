@@ -98,7 +98,7 @@ def read_again(layout: RunLayout, config: RunConfig, form: str) -> nn.Module:
     base = AutoModelForCausalLM.from_pretrained(config.model.folder, dtype=torch.float32, **options)
     if config.model.extra_tokens:
         base.resize_token_embeddings(len(load_tokenizer(config.model)), pad_to_multiple_of=64)
-    return PeftModel.from_pretrained(base, layout.model)
+    return PeftModel.from_pretrained(base, layout.adapter)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -106,7 +106,7 @@ def test_the_export_computes_what_was_trained(
     form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout, config, trained = make_run(tmp_path, FORMS[form])
-    verified = export(layout)
+    verified = export(config)
     exported = read_again(layout, config, form)
     with torch.no_grad():
         wanted, found = (model(input_ids=IDS).logits for model in (trained, exported))
@@ -127,9 +127,34 @@ def test_the_export_computes_what_was_trained(
     assert "Verified over 128 tokens" in said
 
 
+@pytest.mark.parametrize("form", ["full", "qlora adapter", "tokens adapter"])
+def test_what_the_card_says_gives_the_model_that_was_trained(form: str, tmp_path: Path) -> None:
+    layout, config, trained = make_run(tmp_path, FORMS[form])
+    export(config)
+    folder = layout.adapter if "adapter" in form else layout.model
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    recipe = card.split("```python\n")[1].split("```")[0].replace("THIS_FOLDER", str(folder))
+    names: dict[str, Any] = {}
+    exec(recipe.replace('"tiny"', repr(config.model.folder)), names)  # noqa: S102 - what a reader would type
+    with torch.no_grad():
+        wanted, found = (model(input_ids=IDS).logits.float() for model in (trained, names["model"]))
+    # The base in 4 bits instead of 16 would be off by 20 %.
+    assert float((found - wanted).norm() / wanted.norm()) < 0.03
+    assert len(names["tokenizer"]) > 0
+
+
+def test_exports_of_both_forms_stand_side_by_side(tmp_path: Path) -> None:
+    layout, config, _ = make_run(tmp_path, FORMS["lora merged"])
+    export(config)
+    export(config.model_copy(update={"export": config.export.model_copy(update={"form": "adapter"})}))
+    assert (layout.model / "model.safetensors").is_file()
+    assert (layout.adapter / "adapter_model.safetensors").is_file()
+    assert {path.stat().st_mode & 0o777 for path in layout.adapter.iterdir()} == {0o644}
+
+
 def test_a_merged_folder_is_whole_and_names_no_path_of_this_machine(tmp_path: Path) -> None:
     layout, config, _ = make_run(tmp_path, FORMS["qlora merged"])
-    export(layout)
+    export(config)
     names = {path.name for path in layout.model.iterdir()}
     assert names >= {
         "README.md",
@@ -156,8 +181,8 @@ def test_a_merged_folder_is_whole_and_names_no_path_of_this_machine(tmp_path: Pa
 
 
 def test_an_exported_model_answers_a_chat_through_plain_transformers(tmp_path: Path) -> None:
-    layout, _, _ = make_run(tmp_path, FORMS["full"])
-    export(layout)
+    layout, config, _ = make_run(tmp_path, FORMS["full"])
+    export(config)
     tokenizer = AutoTokenizer.from_pretrained(layout.model)
     model = AutoModelForCausalLM.from_pretrained(layout.model)
     chat = [{"role": "user", "content": "Hi"}]
@@ -169,25 +194,25 @@ def test_an_exported_model_answers_a_chat_through_plain_transformers(tmp_path: P
 
 
 def test_an_adapter_folder_holds_the_adapter_alone(tmp_path: Path) -> None:
-    layout, _, trained = make_run(tmp_path, FORMS["lora adapter"])
-    export(layout)
+    layout, config, trained = make_run(tmp_path, FORMS["lora adapter"])
+    export(config)
     assert isinstance(trained, PeftModel)
-    with safe_open(layout.model / "adapter_model.safetensors", framework="pt") as stream:
+    with safe_open(layout.adapter / "adapter_model.safetensors", framework="pt") as stream:
         held = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     wanted = get_peft_model_state_dict(trained)
     assert set(held) == set(wanted)
     assert all(torch.equal(held[name], wanted[name]) for name in held)
-    settings = json.loads((layout.model / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = json.loads((layout.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     assert settings["base_model_name_or_path"] == "tiny"
 
 
 def test_the_card_tells_of_settings_and_scores(tmp_path: Path) -> None:
-    layout, _, _ = make_run(tmp_path, FORMS["lora merged"])
+    layout, config, _ = make_run(tmp_path, FORMS["lora merged"])
     estimate = {"value": 2.5, "low": 2.25, "high": 2.75}
     row = {"label": "held-out loss", "documents": 8, "before": estimate, "after": estimate}
     report = {"checkpoint_step": 8, "confidence": 0.95, "scores": {"domain": row, "exact": None}}
     write_json(layout.report / "report.json", report)
-    export(layout)
+    export(config)
     card = (layout.model / "README.md").read_text(encoding="utf-8")
     assert "| held-out loss | 8 | 2.500 [2.250, 2.750] |" in card
     assert "| adapter.rank | 16 |" in card
@@ -211,19 +236,19 @@ def describe(provenance: dict[str, Any]) -> SourceRecord:
 
 
 def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(tmp_path: Path) -> None:
-    layout, _, model = make_run(tmp_path, FORMS["full"])
-    export(layout)
+    layout, config, model = make_run(tmp_path, FORMS["full"])
+    export(config)
     first = (layout.model / "model.safetensors").read_bytes()
     with torch.no_grad():
         next(model.parameters()).mul_(2)
     write_weights(layout, model, step=9)
-    export(layout)
+    export(config)
     second = (layout.model / "model.safetensors").read_bytes()
     assert first != second
     with torch.no_grad():
         next(model.parameters())[0, 0] = float("nan")
     write_weights(layout, model, step=10)
-    command = [sys.executable, "-m", "training.export", str(layout.root)]
+    command = [sys.executable, "-m", "training.export", str(layout.config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "model.embed_tokens.weight holds NaN or infinity" in done.stderr.strip().splitlines()[-1]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launcher.compose import compose_run
-from launcher.run_directory import freeze_run, refreeze_run
+from launcher.run_directory import find_layout, freeze_run, recall_run
 from launcher.tree import ConfigTree
 from training.config.freeze import check_config, read_frozen
 from training.config.schema import RunConfig
@@ -117,7 +117,7 @@ def test_what_deepspeed_is_told_beside_our_settings_may_not_change(config: RunCo
 
 def test_a_run_that_was_never_started_cannot_be_evaluated(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
-        refreeze_run(config, ["experiment"])
+        recall_run(config, ["experiment"])
     assert str(raised.value) == (
         f"{tmp_path}/runs/tiny_smoke is no run, it has no run.json; start it with `metier train` first"
     )
@@ -127,18 +127,18 @@ def test_a_run_that_was_never_started_cannot_be_evaluated(config: RunConfig, tmp
 def test_evaluating_by_name_alone_takes_the_run_as_it_was_frozen(config: RunConfig) -> None:
     freeze_run(config)
     by_name = changed(config, optimizer__learning_rate=0.5, evaluation__max_new_tokens=9)
-    assert read_frozen(refreeze_run(by_name, ["name", "run_root"]).config) == config
+    assert recall_run(by_name, ["name", "run_root"]) == config
 
 
 def test_evaluating_takes_over_only_what_was_typed(config: RunConfig) -> None:
     freeze_run(config)
     typed = changed(config, evaluation__max_new_tokens=9, export__step=3, tracker__project="other")
     wanted = changed(config, evaluation__max_new_tokens=9, export__step=3)
-    layout = refreeze_run(typed, ["name", "evaluation.max_new_tokens", "export.step"])
-    assert read_frozen(layout.config) == wanted
+    assert recall_run(typed, ["name", "evaluation.max_new_tokens", "export.step"]) == wanted
+    assert read_frozen(find_layout(config).config) == config, "it was for this time alone"
 
 
 def test_evaluating_another_configuration_under_this_name_is_refused(config: RunConfig) -> None:
     freeze_run(config)
     with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: 0\.003 -> 0\.5"):
-        refreeze_run(changed(config, optimizer__learning_rate=0.5), ["experiment", "optimizer.learning_rate"])
+        recall_run(changed(config, optimizer__learning_rate=0.5), ["experiment", "optimizer.learning_rate"])

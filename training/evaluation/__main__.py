@@ -1,4 +1,4 @@
-"""``python -m training.evaluation RUN_DIR``: started by ``metier evaluate``."""
+"""``python -m training.evaluation FROZEN``: started by ``metier evaluate``."""
 
 import sys
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from training.entry import run_entry
 
 
-def evaluate_run(root: Path) -> None:
-    """Evaluate the run in the folder ``root``."""
+def evaluate_run(frozen: Path) -> None:
+    """Evaluate the run that the frozen configuration ``frozen`` names."""
     # What is imported here takes seconds; a wrong command line is answered before.
+    from training.config.freeze import read_frozen  # noqa: PLC0415
     from training.evaluation.evaluate import evaluate  # noqa: PLC0415
-    from training.layout import RunLayout  # noqa: PLC0415
 
-    evaluate(RunLayout(root))
+    evaluate(read_frozen(frozen))
 
 
 if __name__ == "__main__":

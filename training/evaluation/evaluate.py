@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedTokenizerBase
 
 from training.checkpoint.load import check_base, check_corpus, find_checkpoint, read_step
-from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.reading.reader import check_tokenizer, open_corpus
 from training.evaluation.answers import Question, ask
@@ -36,18 +35,20 @@ PLAIN_WIDTH = 100
 """Columns where no terminal says how many there are."""
 
 
-def evaluate(layout: RunLayout) -> None:
+def evaluate(config: RunConfig) -> None:
     """Measure before and after, write report/, and print the table.
 
+    Args:
+        config: The run's; how it is evaluated may differ from what was frozen when it was trained.
+
     Raises:
-        ConfigError: run.json is missing.
         CheckpointError: The run has no checkpoint yet.
         DataError: The corpus is missing, or was prepared with another tokenizer.
         ModelError: The model is missing.
         StorageError: The corpus cannot be fetched, or the report not be written.
     """
     started = time.perf_counter()
-    config = read_frozen(layout.config)
+    layout = RunLayout.of(config.run_root, config.name)
     checkpoint = find_checkpoint(layout, None)
     corpus = open_corpus(config.data.path, "held_out", config.loader)
     tokenizer = load_tokenizer(config.model)

@@ -1,4 +1,4 @@
-"""``python -m training.export RUN_DIR``: started by ``metier export``."""
+"""``python -m training.export FROZEN``: started by ``metier export``."""
 
 import sys
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from training.entry import run_entry
 
 
-def export_run(root: Path) -> None:
-    """Export the run in the folder ``root``."""
+def export_run(frozen: Path) -> None:
+    """Export the run that the frozen configuration ``frozen`` names."""
     # What is imported here takes seconds; a wrong command line is answered before.
+    from training.config.freeze import read_frozen  # noqa: PLC0415
     from training.export.export import export  # noqa: PLC0415
-    from training.layout import RunLayout  # noqa: PLC0415
 
-    export(RunLayout(root))
+    export(read_frozen(frozen))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from peft import PeftModel
 from rich.console import Console
 
 from training.checkpoint.load import check_base, find_checkpoint, read_step
-from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.data.corpus.manifest import Manifest
 from training.data.reading.reader import open_corpus
@@ -32,18 +31,21 @@ from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.model.trained import load_trained_model
 
 
-def export(layout: RunLayout) -> Verified:
-    """Write ``model/`` from the newest checkpoint, or from ``export.step``'s; complete and verified, or not.
+def export(config: RunConfig) -> Verified:
+    """Write ``model/`` or ``adapter/`` from the newest checkpoint, or ``export.step``'s; verified, or not.
 
-    An older export stays until the new one is complete.
+    An older export of this form stays until the new one is complete.
+
+    Args:
+        config: The run's; how it is exported may differ from what was frozen when it was trained.
 
     Raises:
-        ConfigError: run.json is missing, or the form does not go with the adapter.
+        ConfigError: The form does not go with the adapter.
         CheckpointError: There is no such checkpoint.
         ModelError: The base is missing, or the export is not what was trained.
         StorageError: The disk is full or refuses.
     """
-    config = read_frozen(layout.config)
+    layout = RunLayout.of(config.run_root, config.name)
     if config.export.form == "adapter" and config.adapter.kind == "none":
         raise ConfigError("export.form=adapter needs an adapter; use export.form=merged")
     checkpoint = find_checkpoint(layout, config.export.step)
@@ -55,9 +57,10 @@ def export(layout: RunLayout) -> Verified:
     def write(staged: Path) -> None:
         found.append(_write(staged, layout, config, model, read_step(checkpoint)))
 
-    write_folder(layout.model, write)
+    folder = layout.adapter if config.export.form == "adapter" else layout.model
+    write_folder(folder, write)
     tensors, verified = found[0]
-    _summarise(layout.model, config, read_step(checkpoint), tensors, verified)
+    _summarise(folder, config, read_step(checkpoint), tensors, verified)
     return verified
 
 
