@@ -1,5 +1,6 @@
 """The one line for an override that leads nowhere: what was typed, what was probably meant."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,12 @@ def unreadable(text: str, tree: ConfigTree) -> str:
     if not key.lstrip("+~"):
         return f"{text}: there is no key in front of the =; wanted KEY=VALUE"
     plain = value.replace("'", "").replace('"', "")
+    path = key.lstrip("+~")
+    mapping = next((each for each in FREE_MAPPINGS if f"{path}.".startswith(f"{each}.")), None)
+    if mapping is not None:
+        name = path.removeprefix(mapping).lstrip(".")
+        entries = f"{{{name}: {plain}}}" if name else re.sub(r":(?=\S)", ": ", plain)
+        return f"{text}: cannot be read; names stand in braces, without quotes: '+{mapping}={entries}'"
     return (
         f"{text}: the value cannot be read; close its brackets and quotes, or quote it whole: "
         f"'{key}=\"{plain}\"'"

@@ -117,6 +117,16 @@ def test_every_file_begins_by_saying_what_it_is() -> None:
         (["tiny_smoke"], "tiny_smoke: wanted KEY=VALUE; did you mean experiment=tiny_smoke?"),
         (["=3"], "=3: there is no key in front of the =; wanted KEY=VALUE"),
         (
+            ['optimizer.rate_factors={"*x*":2}'],
+            """optimizer.rate_factors={"*x*":2}: cannot be read; names stand in braces, without quotes: """
+            "'+optimizer.rate_factors={*x*: 2}'",
+        ),
+        (
+            ["+optimizer.rate_factors.*x*=2"],
+            "+optimizer.rate_factors.*x*=2: cannot be read; names stand in braces, without quotes: "
+            "'+optimizer.rate_factors={*x*: 2}'",
+        ),
+        (
             ["data.path=a=b"],
             "data.path=a=b: the value cannot be read; close its brackets and quotes, or quote it whole: "
             "'data.path=\"a=b\"'",
