@@ -163,7 +163,8 @@ DeepSpeed's stage 0 would sum gradients in bf16, and the loss would depend on ho
 "Tested" means the losses and gradient norms of five steps. In fp32 they are equal to 1e-5 of their size: with
 adamw and `adapter=none`, `lora` or `qlora` in six strategies for one and two processes, one and four passes a
 step, packed and unpacked rows, and AutoTP in all of these on two processes; for all else, as for bf16, where
-they are equal but for its rounding, on two processes with four passes. No cell was run on a GPU.
+they are equal but for its rounding, on two processes with four passes, and on one too where parameters lie on
+the disk. No cell was run on a GPU.
 """
 
 _ABSENT = """\

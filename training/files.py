@@ -21,6 +21,11 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def say_bytes(count: float) -> str:
+    """Write a size for people."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"  # noqa: PLR2004
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a sibling of ``path``, then rename it there once it is on the disk.
 

@@ -141,7 +141,9 @@ def list_cells(ranks: int) -> Iterator[Cell]:
         ):
             learnt = (*METHODS[method], *learn_with(optimizer))
             whole = tested is MATRIX and precision == "fp32"
-            for passes, packed in list_cuts(ranks, whole=whole or (tested is AUTOTP and ranks > 1)):
+            # A single rank gathers nothing, and computes on what DeepSpeed has read from the disk.
+            most = 2 if "both on NVMe" in strategy else ranks
+            for passes, packed in list_cuts(most, whole=whole or (tested is AUTOTP and ranks > 1)):
                 yield Cell(
                     learnt=learnt,
                     strategy=strategy,

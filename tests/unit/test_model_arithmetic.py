@@ -147,3 +147,10 @@ def test_a_device_is_known_by_its_name(name: str, teraflops: float) -> None:
 @pytest.mark.parametrize("name", ["AMD EPYC 9B14", "NVIDIA GeForce RTX 4090", "NVIDIA H1000"])
 def test_no_peak_is_guessed(name: str) -> None:
     assert peak_flops(name) is None
+
+
+def test_heads_are_found_by_any_of_their_names_and_missing_ones_are_told() -> None:
+    check_heads({"model_type": "gpt2", "n_head": 12}, 4)
+    check_heads({"model_type": "odd"}, 1)
+    with pytest.raises(ModelError, match=r"\(odd\) does not say how many attention heads it has"):
+        check_heads({"model_type": "odd"}, 2)

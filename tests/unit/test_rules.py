@@ -77,6 +77,10 @@ def tiny_smoke() -> RunConfig:
             "strategy.nvme_path is missing; name a folder on the node's own fast disk",
         ),
         (
+            {"strategy.zero_stage": 3, "strategy.offload_optimizer": "nvme", "strategy.nvme_path": ""},
+            "strategy.nvme_path is missing; name a folder on the node's own fast disk",
+        ),
+        (
             {"strategy.zero_stage": 3, "strategy.secondary_ranks": 2},
             "strategy.secondary_ranks=2 does not divide the 1 ranks; use the number of GPUs of a node, or 1",
         ),

@@ -57,6 +57,15 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next_and_what_a_living_o
         living.communicate()
 
 
+def test_a_folder_of_the_users_is_left_alone_whatever_it_is_called(tmp_path: Path) -> None:
+    theirs = tmp_path / "metier_swap_mydata"
+    theirs.mkdir()
+    (theirs / "precious").write_text("keep me")
+    with found_folder(tmp_path, "run"):
+        pass
+    assert (theirs / "precious").read_text() == "keep me"
+
+
 def test_the_folder_takes_the_place_of_the_path_only_where_something_is_swapped(tmp_path: Path) -> None:
     config = make_config(**{"strategy.nvme_path": tmp_path})
     with own_swap_folder(config) as same:

@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 
 import torch
 from deepspeed.runtime.swap_tensor import partitioned_optimizer_swapper, partitioned_param_swapper
+from deepspeed.runtime.zero import partition_parameters
+from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
 from torch import Tensor
 
 from training.errors import StorageError
@@ -154,3 +156,30 @@ def serve_swappers() -> None:
     for module in (partitioned_optimizer_swapper, partitioned_param_swapper):
         users: Any = module
         users.AsyncIOBuilder = _Builder
+    gathering: Any = partition_parameters
+    gathering.NoGatherHandle = _LeavingBuffer
+    gathering.NoGatherCoalescedHandle = _LeavingBuffers
+
+
+def _leave_buffer(parameter: Any) -> None:
+    """Give a parameter that lies in a buffer of the swapper memory of its own.
+
+    One rank has nothing to gather, and on a CPU DeepSpeed (0.19) makes the buffer itself the parameter. The
+    buffer is soon another's, while autograd still holds views of the weights that it was read for.
+    """
+    partition = parameter.ds_tensor
+    if partition.final_location == OffloadDeviceEnum.nvme and parameter.data_ptr() == partition.data_ptr():
+        parameter.data = parameter.data.clone()
+
+
+class _LeavingBuffer(partition_parameters.NoGatherHandle):  # type: ignore[misc]
+    def __init__(self, param: Any) -> None:
+        super().__init__(param)
+        _leave_buffer(param)
+
+
+class _LeavingBuffers(partition_parameters.NoGatherCoalescedHandle):  # type: ignore[misc]
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        for each in params:
+            _leave_buffer(each)

@@ -5,6 +5,7 @@ import shutil
 from training.config.schema import RunConfig
 from training.deepspeed_sizes import ModelShape
 from training.errors import StorageError
+from training.files import say_bytes
 
 _STATE_BYTES = 12  # of a trained element: fp32 weight and two moments
 
@@ -27,7 +28,6 @@ def check_room(config: RunConfig, shape: ModelShape, world_size: int) -> None:
     wanted, free = each * shape.parameters * on_node // world_size, shutil.disk_usage(strategy.nvme_path).free
     if free < wanted:
         raise StorageError(
-            f"strategy.nvme_path={strategy.nvme_path} has {free / 1e9:.1f} GB free and the {on_node} "
-            f"processes of this node want {wanted / 1e9:.1f} GB; free some, name another disk, or use more "
-            "nodes"
+            f"strategy.nvme_path={strategy.nvme_path} has {say_bytes(free)} free and the {on_node} "
+            f"processes of this node want {say_bytes(wanted)}; free some, name another disk, or use more nodes"
         )

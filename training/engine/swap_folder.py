@@ -17,6 +17,8 @@ from training.config.schema import RunConfig
 from training.errors import ClusterError
 
 _PREFIX = "metier_swap_"
+_MARK = ".made_by_metier"
+"""A file in each folder of ours: a user's that happens to be called so is left alone."""
 
 
 @contextmanager
@@ -58,6 +60,7 @@ def _found(root: Path, name: str) -> tuple[Path, int]:
         try:
             _sweep(root)
             folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}_", dir=root))
+            (folder / _MARK).touch()
             return folder, _lock(folder, wait=False)
         finally:
             os.close(guard)
@@ -78,7 +81,8 @@ def _sweep(root: Path) -> None:
     for folder in root.glob(f"{_PREFIX}*"):
         with suppress(OSError):  # its owner lives, or it is another user's
             lock = _lock(folder, wait=False)
-            shutil.rmtree(folder, ignore_errors=True)
+            if (folder / _MARK).exists():
+                shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
 
 

@@ -141,9 +141,11 @@ def check_heads(architecture: Mapping[str, Any], sequence_parallel_size: int) ->
     Raises:
         ModelError: One line that names sizes that go.
     """
-    heads, key_heads = _count_heads(architecture)
     size = sequence_parallel_size
-    if size == 1 or _divides(heads, key_heads, size):
+    if size == 1:
+        return
+    heads, key_heads = _count_heads(architecture)
+    if _divides(heads, key_heads, size):
         return
     choices = [str(each) for each in range(1, heads + 1) if _divides(heads, key_heads, each)]
     raise ModelError(
@@ -174,10 +176,22 @@ def check_tensor_cut(architecture: Mapping[str, Any], tensor_parallel_size: int)
         )
 
 
+_HEAD_NAMES = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+
+
 def _count_heads(architecture: Mapping[str, Any]) -> tuple[int, int]:
-    """Give the query heads and the key-value heads that a config.json describes."""
-    heads = int(architecture["num_attention_heads"])
-    return heads, int(architecture.get("num_key_value_heads") or heads)
+    """Give the query heads and the key-value heads that a config.json describes.
+
+    Raises:
+        ModelError: It does not say how many there are, under any name that is known here.
+    """
+    found = [int(architecture[name]) for name in _HEAD_NAMES if architecture.get(name)]
+    if not found:
+        raise ModelError(
+            f"config.json of this model ({architecture.get('model_type')}) does not say how many attention "
+            f"heads it has, by the names {', '.join(_HEAD_NAMES)}; its ranks cannot share out its heads"
+        )
+    return found[0], int(architecture.get("num_key_value_heads") or found[0])
 
 
 def _heads(architecture: Mapping[str, Any]) -> tuple[int, int, int]:

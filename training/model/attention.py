@@ -242,11 +242,20 @@ def generating(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
     Args:
         model: The transformers model (of a PeftModel: itself; its config is the base's).
+
+    Raises:
+        ModelError: Its family has no plain sdpa attention.
     """
     base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     implementation = base.config._attn_implementation
     cached, training = base.config.use_cache, model.training
-    base.set_attn_implementation("sdpa")
+    try:
+        base.set_attn_implementation("sdpa")
+    except ValueError:
+        raise ModelError(
+            f"transformers has no plain sdpa attention for models of type {base.config.model_type}, whose "
+            "attention adds to it something that ours would leave out; use a model of another family"
+        ) from None
     base.config.use_cache = True
     model.eval()
     try:

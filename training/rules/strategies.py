@@ -108,7 +108,7 @@ def check_strategy(config: RunConfig) -> None:
             f"model.attention={config.model.attention}, which sees a rank's own tokens alone; use "
             "model.attention=auto"
         )
-    if strategy.swaps_to_disk and strategy.nvme_path is None:
+    if strategy.swaps_to_disk and not strategy.nvme_path:
         raise ConfigError("strategy.nvme_path is missing; name a folder on the node's own fast disk")
     if ranks % strategy.secondary_ranks:
         raise ConfigError(
