@@ -29,5 +29,6 @@ def check_room(config: RunConfig, shape: ModelShape, world_size: int) -> None:
     if free < wanted:
         raise StorageError(
             f"strategy.nvme_path={strategy.nvme_path} has {say_bytes(free)} free and the {on_node} "
-            f"processes of this node want {say_bytes(wanted)}; free some, name another disk, or use more nodes"
+            f"processes of this node want {say_bytes(wanted)}; free some, name another disk, or use more "
+            "nodes"
         )
