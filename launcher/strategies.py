@@ -184,7 +184,8 @@ four times forward and four times backward.
 host's memory stay: gradients in fp32, 4 bytes for each trained element of the rank; four buffers of at most
 100 million elements (1.6 GB), or of the largest parameter's part where that is more; and with parameters on
 the disk a buffer for every parameter of a layer, each as long as the largest parameter's part. Parameters are
-read when a layer needs them, not ahead.
+read when a layer needs them, not ahead. Tensors under 1 MiB stay in memory too: of a tiny model nothing is
+swapped.
 
 Every process makes a folder of its own there and removes it at its end; what a killed one leaves, the next
 start on that node removes. Checkpoints lie in the run directory as ever, and fit any other strategy. Nothing

@@ -1,5 +1,6 @@
 """Folders for what is swapped out: each process its own, and none is left by the dead."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from tests.ranks.training_case import make_config
 from training.deepspeed_sizes import ModelShape
-from training.engine import needs
+from training.engine import needs, swap_folder
 from training.engine.swap_folder import found_folder, own_swap_folder
 from training.errors import ClusterError, StorageError
 
@@ -55,6 +56,20 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next_and_what_a_living_o
     finally:
         living.kill()
         living.communicate()
+
+
+def test_a_folder_that_something_else_keeps_locked_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swap_folder, "_PATIENCE_SECONDS", 0.2)
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with (
+        pytest.raises(ClusterError, match="has been locked by another program"),
+        found_folder(tmp_path, "run"),
+    ):
+        pass
+    os.close(lock)
 
 
 def test_a_folder_of_the_users_is_left_alone_whatever_it_is_called(tmp_path: Path) -> None:

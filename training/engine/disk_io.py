@@ -24,6 +24,7 @@ from training.errors import StorageError
 
 _THREADS = 8
 _PIECE_BYTES = 8 << 20
+_TOO_SHORT = "the file is shorter than it was"
 ALIGNMENT = 4096
 """Addresses and lengths of direct I/O are multiples of this: what every disk takes."""
 
@@ -130,16 +131,18 @@ def _transfer(transfer: Callable[..., int], descriptor: int, piece: memoryview, 
     while piece:
         count = transfer(descriptor, [piece], offset)
         if count == 0:
-            raise OSError(errno.EIO, "the file is shorter than it was")
+            raise OSError(errno.EIO, _TOO_SHORT)
         piece, offset = piece[count:], offset + count
 
 
 def _explain(path: str, error: BaseException) -> StorageError:
     reason = getattr(error, "strerror", None) or str(error)
-    return StorageError(
-        f"strategy.nvme_path: {path} cannot be read or written ({reason}); free some space on that disk, "
-        "name a folder on another, or use strategy=zero3_offload"
-    )
+    number = getattr(error, "errno", None)
+    if number == errno.ENOENT or (number == errno.EIO and reason == _TOO_SHORT):
+        what = "something else removes or changes files there; name a folder that is this run's alone"
+    else:
+        what = "free some space on that disk, name a folder on another, or use strategy=zero3_offload"
+    return StorageError(f"strategy.nvme_path: {path} cannot be read or written ({reason}); {what}")
 
 
 class _Builder:

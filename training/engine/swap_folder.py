@@ -9,6 +9,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,10 @@ from training.config.schema import RunConfig
 from training.errors import ClusterError
 
 _PREFIX = "metier_swap_"
+_PATIENCE_SECONDS = 60.0
+"""For a node's ranks that start at once, one after another, and the sweep of what the dead left."""
+
+_PAUSE_SECONDS = 0.05
 _MARK = ".made_by_metier"
 """A file in each folder of ours: a user's that happens to be called so is left alone."""
 
@@ -56,12 +61,12 @@ def found_folder(root: Path, name: str) -> Iterator[Path]:
 def _found(root: Path, name: str) -> tuple[Path, int]:
     """Make a folder and lock it, after those that nobody owns any more are gone."""
     try:
-        guard = _lock(root, wait=True)
+        guard = _lock_in_time(root)
         try:
             _sweep(root)
             folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}_", dir=root))
             (folder / _MARK).touch()
-            return folder, _lock(folder, wait=False)
+            return folder, _lock(folder)
         finally:
             os.close(guard)
     except (FileNotFoundError, NotADirectoryError):
@@ -80,16 +85,35 @@ def _sweep(root: Path) -> None:
     """Remove the folders whose owners are dead."""
     for folder in root.glob(f"{_PREFIX}*"):
         with suppress(OSError):  # its owner lives, or it is another user's
-            lock = _lock(folder, wait=False)
+            lock = _lock(folder)
             if (folder / _MARK).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
 
 
-def _lock(folder: Path, *, wait: bool) -> int:
+def _lock_in_time(folder: Path) -> int:
+    """Lock a folder that others of ours hold for a moment at a time.
+
+    Raises:
+        ClusterError: Something else holds it.
+    """
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return _lock(folder)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise ClusterError(
+                    f"strategy.nvme_path={folder} has been locked by another program for "
+                    f"{_PATIENCE_SECONDS:.0f} s; name another folder"
+                ) from None
+            time.sleep(_PAUSE_SECONDS)
+
+
+def _lock(folder: Path) -> int:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         raise
