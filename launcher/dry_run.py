@@ -10,9 +10,18 @@ from training.config.schema import ClusterConfig, RunConfig
 from training.deepspeed_config import build_deepspeed_config
 from training.schedule import learning_rate_at, schedule_length
 
+_LEFT_TO_THE_RANKS = (
+    "the tokenizer against the corpus', the attention kernel, memory: the ranks do when they start"
+)
 
-def describe_training(config: RunConfig) -> str:
-    """Describe a training start: batch, schedule, DeepSpeed's JSON, the command of every host."""
+
+def describe_training(config: RunConfig, unseen: Sequence[str]) -> str:
+    """Describe a training start: batch, schedule, DeepSpeed's JSON, the command of every host.
+
+    Args:
+        config: The run.
+        unseen: What could not be looked at, in words.
+    """
     plan = plan_run(config)
     layout = find_layout(config)
     deepspeed = json.dumps(build_deepspeed_config(config, plan), indent=2)
@@ -24,6 +33,9 @@ run            {layout.root}
 batch          {_batch_in_words(plan, config.loop.max_steps)}
 devices        {_devices_in_words(config.cluster)}
 learning rate  {_schedule_in_words(config)}
+
+Not looked at
+{_list(unseen)}
 
 DeepSpeed's configuration
 {deepspeed}
@@ -91,6 +103,10 @@ def _schedule_in_words(config: RunConfig) -> str:
         case "wsd":
             first = length - schedule.decay_steps
             return f"{rise}stays until step {first}, then falls in a straight line towards {final}"
+
+
+def _list(unseen: Sequence[str]) -> str:
+    return "\n".join(f"  - {each}" for each in [*unseen, _LEFT_TO_THE_RANKS])
 
 
 def _where(cluster: ClusterConfig) -> str:

@@ -15,7 +15,8 @@ from training.errors import CheckpointError, ModelError, StorageError
 from training.layout import RunLayout
 from training.model.folder import check_tensors, fingerprint_base, write_folder
 from training.model.load import build_model
-from training.model.source import find_model_folder, prepare_model
+from training.model.place import find_model_folder
+from training.model.source import prepare_model
 from training.model.trained import load_weights
 
 ARCHITECTURE = {

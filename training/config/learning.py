@@ -99,8 +99,8 @@ class ScheduleConfig(Section):
     )
     decay_steps: NonNegativeInt = Field(description="wsd: length of the final decay")
     final_fraction: Fraction = Field(
-        description="where the decay arrives, as a fraction of the peak: the rate of a step after the last, so "
-        "that with 0 no step is thrown away"
+        description="where the decay arrives, as a fraction of the peak: the rate of a step after the last; "
+        "so with 0 no step is thrown away"
     )
     first_step: NonNegativeInt = Field(
         description="where in the schedule this run begins: after 1000 steps of another run, 1000 goes on "

@@ -14,36 +14,12 @@ from safetensors import safe_open
 from training.config.learning import ModelConfig
 from training.errors import ModelError, StorageError
 from training.files import sync_file, sync_folder
+from training.model.place import CONFIG, find_model_folder
 
-CONFIG = "config.json"
 PROVENANCE = "metier.json"
 
 _STRETCHES = 32
 _STRETCH_BYTES = 4096
-
-
-def find_model_folder(model: ModelConfig) -> str:
-    """Give the folder, or the hub name, from which the model and its tokenizer are loaded.
-
-    Raises:
-        ModelError: The folder is missing, was not written yet, or holds no config.json.
-    """
-    if model.source != "huggingface":
-        folder = Path(model.folder or "")
-        if not (folder / CONFIG).is_file():
-            raise ModelError(
-                f"model.folder={folder} holds no model yet; run `metier prepare` with the same settings first"
-            )
-        return str(folder)
-    name = model.path or ""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / CONFIG).is_file():
-            raise ModelError(f"model.path={name} holds no {CONFIG}; name a Hugging Face model folder")
-        return str(folder)
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
-        raise ModelError(f"model.path={name} does not exist; name a Hugging Face model folder or a hub name")
-    return name
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

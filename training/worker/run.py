@@ -17,9 +17,10 @@ from training.checkpoint.store import CheckpointStore
 from training.collectives import from_lead, gather_over_ranks, leave, take_blocked_seconds
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
+from training.data.corpus.manifest import check_settings
 from training.data.order.plan import open_plan
 from training.data.reading.loader import BatchStream, build_stream
-from training.data.reading.reader import Corpus, check_settings, check_tokenizer, open_corpus
+from training.data.reading.reader import Corpus, check_tokenizer, open_corpus
 from training.early_stop import HeldOutLoss
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.engine.partition import build_share
