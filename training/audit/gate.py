@@ -79,8 +79,8 @@ def find_breaches(
             source=None,
             line=f"data.path: {_say_share(density, audit.min_density)} of the slots of {facts.rows:,} packed "
             f"rows hold a token, less than audit.min_density={audit.min_density}; choose a "
-            f"batch.sequence_length (now {facts.sequence_length}) into which several documents fit, set data.long_documents=split, "
-            "or change the threshold",
+            f"batch.sequence_length (now {facts.sequence_length}) into which several documents fit, set "
+            "data.long_documents=split, or change the threshold",
         )
 
 
