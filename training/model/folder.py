@@ -15,6 +15,7 @@ from training.config.learning import ModelConfig
 from training.errors import ModelError, StorageError
 from training.files import sync_file, sync_folder
 from training.model.place import CONFIG, find_model_folder
+from training.model.weights import find_weights
 
 PROVENANCE = "metier.json"
 
@@ -61,17 +62,19 @@ def fingerprint_base(model: ModelConfig) -> str:
     """Give a fingerprint of the weights that a run begins with: of other weights it is another.
 
     Of each file its name, its size and some stretches spread over it: training changes all of them, and a
-    large model is not read twice for it. A model of the hub that lies in no folder gives its name.
+    large model is not read twice for it. A model of the hub is looked at in the hub's cache; one that is not
+    there as safetensors gives its name.
 
     Raises:
         ModelError: The folder is missing or cannot be read.
     """
-    folder = Path(find_model_folder(model))
-    if not folder.is_dir():
-        return str(folder)
+    name = find_model_folder(model)
+    files = _find_base_files(name)
+    if not files:
+        return name
     digest = xxhash.xxh3_128()
     try:
-        for path in find_weight_files(folder) or sorted(folder.glob("*.bin")):
+        for path in files:
             size = path.stat().st_size
             digest.update(f"{path.name} {size} ".encode())
             with path.open("rb") as stream:
@@ -79,8 +82,16 @@ def fingerprint_base(model: ModelConfig) -> str:
                     stream.seek(size * number // _STRETCHES)
                     digest.update(stream.read(_STRETCH_BYTES))
     except OSError as error:
-        raise ModelError(f"{folder} cannot be read ({error.strerror})") from None
+        raise ModelError(f"{name} cannot be read ({error.strerror})") from None
     return digest.hexdigest()
+
+
+def _find_base_files(name: str) -> list[Path]:
+    folder = Path(name)
+    if folder.is_dir():
+        return find_weight_files(folder) or sorted(folder.glob("*.bin"))
+    weights = find_weights(name)
+    return sorted({stored.file for stored in weights.tensors.values()}) if weights else []
 
 
 def find_weight_files(folder: Path) -> list[Path]:

@@ -48,6 +48,17 @@ def find_snapshot(name: str) -> Path | None:
     return folder if commit and folder.is_dir() else None
 
 
+def find_revision(model: ModelConfig) -> str | None:
+    """Name the commit of the hub that a model was loaded from; None for a folder of this machine.
+
+    Raises:
+        ModelError: ``model.path`` is neither a model folder nor can be a name on the hub.
+    """
+    name = find_model_folder(model)
+    snapshot = None if Path(name).is_dir() else find_snapshot(name)
+    return snapshot.name if snapshot else None
+
+
 def _find_cache() -> Path:
     if own := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(own).expanduser()
