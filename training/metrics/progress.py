@@ -146,6 +146,7 @@ def say_event(kind: str, facts: Mapping[str, Any]) -> str:
     return ""
 
 
+_TOLD_BYTES = 2**20 // 10  # less would be read as nothing
 _PARTS_OF_MEMORY = {
     "weights": "weights",
     "gradients": "gradients",
@@ -159,7 +160,7 @@ _PARTS_OF_MEMORY = {
 def _say_memory(ranks: list[dict[str, int]]) -> str:
     most = {part: max(rank[part] for rank in ranks) for part in ranks[0]}
     held = {name: most[part] for part, name in _PARTS_OF_MEMORY.items()}
-    parts = ", ".join(f"{name} {_say_bytes(count)}" for name, count in held.items() if count)
+    parts = ", ".join(f"{name} {_say_bytes(count)}" for name, count in held.items() if count >= _TOLD_BYTES)
     host = f"; {_say_bytes(most['host'])} of it on the host" if most["host"] else ""
     disk = f"; {_say_bytes(most['disk'])} on its disk" if most["disk"] else ""
     return f"memory of a rank: {parts}{host}{disk}"
