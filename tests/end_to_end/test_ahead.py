@@ -13,6 +13,7 @@ from launcher.compose import compose_run
 from launcher.run_directory import freeze_run
 from launcher.tree import ConfigTree
 from tests.end_to_end.runs import environment, link_prepared
+from training import preflight
 
 EVALUATED = "loop.evaluate_every_steps=2"
 REFUSED = {
@@ -130,6 +131,20 @@ sys.exit(code or str({{"torch", "transformers", "pyarrow", "fsspec"}} & sys.modu
     assert done.stdout.count("\n  - ") == 1, "all but what is left to the ranks was looked at"
     assert not (folder / "runs").exists()
     assert sorted(folder.glob("data/python_topics/plans/*")) == before
+
+
+def test_a_corpus_too_large_to_be_packed_in_passing_is_judged_by_its_manifest_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "MOST_PACKED", 0)
+    words = ["train", "experiment=tiny_smoke", "dry_run=true", "batch.sequence_length=300"]
+
+    assert main([*words, "audit.min_density=1"]) == 0
+    assert (
+        "- audit.max_cut, audit.min_density and data.mixture need the packed rows" in capsys.readouterr().out
+    )
+    assert main([*words, "audit.min_target_share=1"]) == 2
+    assert "are targets, less than audit.min_target_share=1.0" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_it_could_not_look_at(
