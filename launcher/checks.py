@@ -1,15 +1,21 @@
 """What can be known before anything starts: are the devices, the corpus and the model there?"""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+from training.config.learning import ModelConfig
 from training.config.schema import ClusterConfig, RunConfig
 from training.errors import ClusterError, DataError, ModelError
 from training.files import is_url
 from training.layout import CorpusLayout
 from training.model.arithmetic import check_heads, check_tensor_cut
+from training.model.place import CONFIG, find_model_folder, find_snapshot
+from training.model.stored_names import read_stored_names
+from training.rules.names import check_rate_factors, check_targets, check_trained_modules, match_frozen
 
 _DEVICES = Path("/dev")
+_FOUR = 4
 
 
 def check_devices(cluster: ClusterConfig, devices: Path = _DEVICES) -> None:
@@ -52,7 +58,7 @@ def check_prepared(config: RunConfig) -> None:
             "run `metier prepare` with the same settings first"
         )
     folder = config.model.folder
-    if config.model.source != "huggingface" and folder and not (Path(folder) / "config.json").is_file():
+    if config.model.source != "huggingface" and folder and not (Path(folder) / CONFIG).is_file():
         raise ModelError(
             f"model.folder={folder} holds no model ({Path(folder) / 'config.json'} is missing); "
             "run `metier prepare` with the same settings first"
@@ -63,15 +69,93 @@ def check_model(config: RunConfig) -> None:
     """Refuse what the model's own shape rules out, where its folder can be seen from here.
 
     Raises:
-        ModelError: Its attention heads cannot be shared out over the ranks of a team.
+        ModelError: There is no such model, or its heads cannot be shared out over the ranks of a team.
     """
-    model = config.model
-    folder = model.path if model.source == "huggingface" else model.folder
-    described = Path(folder or "").expanduser() / "config.json"
-    if not described.is_file():
+    folder = find_model_here(config.model)
+    if folder is None:
         return
-    architecture = json.loads(described.read_text(encoding="utf-8"))
+    architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     architecture = architecture.get("text_config", architecture)
     if "num_attention_heads" in architecture:
         check_heads(architecture, config.strategy.sequence_parallel_size)
         check_tensor_cut(architecture, config.strategy.tensor_parallel_size)
+
+
+def find_model_here(model: ModelConfig) -> Path | None:
+    """Find the folder that holds the model, or what the hub's cache has of it; None where neither is here.
+
+    Raises:
+        ModelError: ``model.path`` is neither a model folder nor can be a name on the hub.
+    """
+    folder: Path | None = Path(model.folder or "")
+    if model.source == "huggingface":
+        name = find_model_folder(model)
+        folder = Path(name) if Path(name).is_dir() else find_snapshot(name)
+    return folder if folder is not None and (folder / CONFIG).is_file() else None
+
+
+def look_ahead(config: RunConfig, *, write: bool) -> list[str]:
+    """Refuse what the ranks would refuse, as far as corpus and model can be seen from here.
+
+    Args:
+        config: The run.
+        write: Whether a packing plan that is made for this may be kept for the ranks.
+
+    Returns:
+        What could not be looked at, in words.
+
+    Raises:
+        MetierError: A name or a pattern matches nothing of the model; or the corpus does not do, see
+            ``check_corpus``.
+    """
+    notes = [*_check_names(config), *_judge_source(config.model)]
+    if is_url(config.data.path):
+        notes.append(f"the corpus, which lies behind a URL (data.path={config.data.path})")
+    elif not CorpusLayout(Path(config.data.path)).manifest.is_file():
+        notes.append(f"the corpus, which `metier prepare` has still to make (data.path={config.data.path})")
+    else:
+        # With numpy, a third of the time of a dry run.
+        from training.preflight import check_corpus  # noqa: PLC0415
+
+        notes += check_corpus(config, write=write)
+    return notes
+
+
+def _check_names(config: RunConfig) -> Iterator[str]:
+    """Compare the names and patterns of the configuration with those in the model's files."""
+    adapter, factors = config.adapter, list(config.optimizer.rate_factors)
+    targets = [] if isinstance(adapter.targets, str) or adapter.kind == "none" else adapter.targets
+    asked = {
+        "adapter.frozen": adapter.frozen,
+        "adapter.targets": targets,
+        "adapter.trained_modules": adapter.trained_modules,
+        "optimizer.rate_factors": factors,
+    }
+    asked = {key: names for key, names in asked.items() if names}
+    folder = find_model_here(config.model)
+    names = read_stored_names(folder) if folder is not None and asked else None
+    if names is None:
+        for key in asked:
+            yield f"{key}: what the model's parameters are called is known when it is loaded"
+        return
+    frozen = match_frozen(adapter.frozen, names.parameters)
+    check_targets(targets, names.linear)
+    four_bit = names.linear if adapter.base_bits == _FOUR else frozenset[str]()
+    check_trained_modules(adapter.trained_modules, names.parameters, four_bit)
+    if adapter.kind == "none":
+        check_rate_factors(factors, sorted(names.parameters - frozen))
+    elif factors:
+        yield "optimizer.rate_factors: what an adapter's parameters are called is known when it is there"
+
+
+def _judge_source(model: ModelConfig) -> Iterator[str]:
+    if model.source != "huggingface" or Path(find_model_folder(model)).is_dir():
+        return
+    name = model.path or ""
+    snapshot = find_snapshot(name)
+    here = f"this machine's cache has {snapshot.name}" if snapshot else "this machine's cache has none"
+    yield (
+        f"which revision model.path={name} will be: a name on the hub stands for what is there that day "
+        f"({here}), so the run cannot be repeated from it alone; run.json will record what was loaded. "
+        f"To fix it: hf download {name} --revision COMMIT --local-dir FOLDER, and model.path=FOLDER"
+    )

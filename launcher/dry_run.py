@@ -8,11 +8,20 @@ from launcher.run_directory import find_layout
 from training.batch import BatchPlan, plan_run
 from training.config.schema import ClusterConfig, RunConfig
 from training.deepspeed_config import build_deepspeed_config
-from training.schedule import schedule_length
+from training.schedule import learning_rate_at, schedule_length
+
+_LEFT_TO_THE_RANKS = (
+    "the tokenizer against the corpus', the attention kernel, memory: the ranks do when they start"
+)
 
 
-def describe_training(config: RunConfig) -> str:
-    """Describe a training start: batch, schedule, DeepSpeed's JSON, the command of every host."""
+def describe_training(config: RunConfig, unseen: Sequence[str]) -> str:
+    """Describe a training start: batch, schedule, DeepSpeed's JSON, the command of every host.
+
+    Args:
+        config: The run.
+        unseen: What could not be looked at, in words.
+    """
     plan = plan_run(config)
     layout = find_layout(config)
     deepspeed = json.dumps(build_deepspeed_config(config, plan), indent=2)
@@ -24,6 +33,9 @@ run            {layout.root}
 batch          {_batch_in_words(plan, config.loop.max_steps)}
 devices        {_devices_in_words(config.cluster)}
 learning rate  {_schedule_in_words(config)}
+
+Not looked at
+{_list(unseen)}
 
 DeepSpeed's configuration
 {deepspeed}
@@ -73,23 +85,28 @@ def _schedule_in_words(config: RunConfig) -> str:
     schedule, steps = config.schedule, config.loop.max_steps
     peak = config.optimizer.learning_rate
     length = schedule_length(schedule, steps)
-    final = f"{peak * schedule.final_fraction:g} at step {length}"
+    last = learning_rate_at(steps - 1, optimizer=config.optimizer, schedule=schedule, max_steps=steps)
+    final = f"{peak * schedule.final_fraction:g} after step {length} (this run's last step has {last:.3g})"
     rise = f"rises to {peak:g} over {schedule.warmup_steps} steps, " if schedule.warmup_steps else ""
     rise = rise or f"begins at {peak:g}, "
     if schedule.first_step:
         rise = f"from step {schedule.first_step} of {length}: {rise}"
     match schedule.kind:
         case "cosine":
-            return f"{rise}then falls along half a cosine to {final}"
+            return f"{rise}then falls along half a cosine towards {final}"
         case "linear":
-            return f"{rise}then falls in a straight line to {final}"
+            return f"{rise}then falls in a straight line towards {final}"
         case "constant":
             return f"{rise}then stays"
         case "inverse_sqrt":
             return f"{rise}then falls with the root of the step"
         case "wsd":
             first = length - schedule.decay_steps
-            return f"{rise}stays until step {first}, then falls in a straight line to {final}"
+            return f"{rise}stays until step {first}, then falls in a straight line towards {final}"
+
+
+def _list(unseen: Sequence[str]) -> str:
+    return "\n".join(f"  - {each}" for each in [*unseen, _LEFT_TO_THE_RANKS])
 
 
 def _where(cluster: ClusterConfig) -> str:

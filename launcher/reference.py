@@ -69,7 +69,8 @@ def _top_level(schema: Schema, values: Mapping[str, Any]) -> str:
         name: field for name, field in schema["properties"].items() if not isinstance(values[name], Mapping)
     }
     text = f"## The run\n\n{_table(_rows('', single, values, schema))}"
-    return text + "| `dry_run` | `true`, `false` | `false` | print what a run would do, and do nothing |\n"
+    meaning = "say what a run would do, or what it would refuse, and do nothing"
+    return text + f"| `dry_run` | `true`, `false` | `false` | {meaning} |\n"
 
 
 def _section(name: str, schema: Schema, values: Mapping[str, Any], tree: ConfigTree) -> str:

@@ -44,13 +44,25 @@ def freeze_run(config: RunConfig) -> RunLayout:
         StorageError: It cannot be written.
     """
     layout = find_layout(config)
-    if layout.config.exists():
-        frozen = read_frozen(layout.config)
-        refuse_differences(frozen, config)
-        if _dump(frozen) == _dump(config):
-            return layout
+    frozen = check_same_run(config)
+    if frozen is not None and _dump(frozen) == _dump(config):
+        return layout
     write_frozen(layout.config, config, find_versions())
     return layout
+
+
+def check_same_run(config: RunConfig) -> RunConfig | None:
+    """Give the settings with which the run was frozen; None where there is no such run yet.
+
+    Raises:
+        ConfigError: The directory belongs to a run with other settings.
+    """
+    layout = find_layout(config)
+    if not layout.config.exists():
+        return None
+    frozen = read_frozen(layout.config)
+    refuse_differences(frozen, config)
+    return frozen
 
 
 def recall_run(config: RunConfig, overridden: Iterable[str]) -> RunConfig:

@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.checks import check_devices, check_model, check_prepared
+from launcher.checks import check_devices, check_model, check_prepared, look_ahead
 from launcher.commands import child_variables, count_cores, merge_environment, module_command
 from launcher.compose import Composed
 from launcher.dry_run import describe_command, describe_hosts, describe_training
 from launcher.local import Ending, train_here
 from launcher.processes import run_here
-from launcher.run_directory import freeze_run, recall_run
+from launcher.run_directory import check_same_run, find_layout, freeze_run, recall_run
 from launcher.versions import find_versions
 from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
@@ -43,16 +43,20 @@ def run_verb(verb: str, composed: Composed, overridden: Sequence[str]) -> Ending
         return _work_on_corpus(verb, config, dry_run=composed.dry_run)
     module = _RUN_MODULES[verb]
     if composed.dry_run:
+        if find_layout(config).config.exists():
+            recall_run(config, overridden)
         return _describe_module(module)
     return _run_module(module, recall_run(config, overridden))
 
 
 def _train(config: RunConfig, *, dry_run: bool) -> Ending:
     check_model(config)
+    check_same_run(config)
     if dry_run:
-        return _say(describe_training(config))
+        return _say(describe_training(config, look_ahead(config, write=False)))
     check_devices(config.cluster)
     check_prepared(config)
+    look_ahead(config, write=True)
     layout = freeze_run(config)
     if config.cluster.nodes > 1:
         sys.stdout.write(describe_hosts(config))

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from training.config.schema import LoopConfig
 from training.early_stop import HeldOutLoss
-from training.engine.step import Accept, SourceLoss, StepResult
+from training.engine.step import Accept, SourceLoss, StepResult, StepSeconds
 from training.errors import StorageError
 from training.metrics.record import StepRecord
 from training.parts import Parts
@@ -66,6 +66,10 @@ class Fake:
     told_memory: list[int] = field(default_factory=list)
     applied: list[int] = field(default_factory=list)
     data_wait_seconds: float = 0.0
+    compiling: dict[int, float] = field(default_factory=dict)
+    """Seconds that a step spends compiling, beside the one second that it takes."""
+
+    now: float = 0.0
 
     def __iter__(self) -> Iterator[list[int]]:
         position = self.start
@@ -82,6 +86,9 @@ class Fake:
         loss = self.losses.get(micro_batches[0], 1.0)
         parts = (SourceLoss(8 * loss, 8), SourceLoss(0.0, 0), SourceLoss(48 * loss, 24))
         result = StepResult(loss=loss, grad_norm=1.0, samples=8, tokens=64, targets=32, by_source=parts)
+        compiling = self.compiling.get(micro_batches[0], 0.0)
+        result = replace(result, seconds=StepSeconds(forward=0.5, compile=compiling))
+        self.now += 1 + compiling
         if accept(result):
             self.applied.extend(micro_batches)
         return result

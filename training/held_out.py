@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 
 from training.collectives import sum_over_ranks
+from training.data.corpus.manifest import few_held_out
 from training.data.reading.mapped import StoredDocument
 from training.data.reading.reader import Corpus
 from training.early_stop import HeldOutLoss
-from training.errors import DataError
 from training.model.inputs import Batch, cut_rows, lay_documents, shift_labels
 from training.ranks import Ranks
 
@@ -100,11 +100,7 @@ def draw_held_out(
     found = [_cut(corpus.document(int(place)), sequence_length) for place in places]
     found = [document for document in found if document.is_target[1:].any()]
     if not found:
-        raise DataError(
-            f"{corpus.path} holds out {len(corpus)} documents, and `metier evaluate` takes the first {first} "
-            "of them; lower evaluation.held_out_documents, or raise data.held_out_fraction and run "
-            "`metier prepare` again"
-        )
+        raise few_held_out(corpus.path, len(corpus), first)
     return found
 
 

@@ -35,6 +35,8 @@ class _Taken(Generic[Batch]):
     result: StepResult
     verdict: Verdict
     seconds: float
+    """Without what was spent compiling."""
+
     stall_seconds: float
     """For which the update waited until a save had its copy; not part of ``seconds``."""
 
@@ -121,7 +123,7 @@ def _take_step(
         learning_rate=rate,
         result=result,
         verdict=judge(result, progress.memory, config),
-        seconds=time.perf_counter() - started - stalled,
+        seconds=time.perf_counter() - started - stalled - result.seconds.compile,
         stall_seconds=stalled,
     )
     step = progress.step + 1
@@ -169,6 +171,7 @@ def _record(
         forward_seconds=result.seconds.forward,
         backward_seconds=result.seconds.backward,
         optimizer_seconds=result.seconds.optimizer,
+        compile_seconds=result.seconds.compile,
         evaluation_seconds=held_out.seconds if held_out else 0.0,
         checkpoint_stall_seconds=beside.checkpoint + taken.stall_seconds,
         collectives_seconds=parts.take_blocked_seconds(),

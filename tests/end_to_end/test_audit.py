@@ -67,7 +67,7 @@ def test_what_is_beyond_a_threshold_is_reported_and_not_trained_on(folder: Path)
     assert "are targets, less than audit.min_target_share=0.01; " in line
     assert more == "`metier audit` shows all)\n"
     assert QUESTION in audited.stdout
-    assert "60 of 60 searched documents (1) hold personal data" in audited.stdout
+    assert "60 of 60 searched documents (100%) hold personal data" in audited.stdout
     report = read_report(folder / "chats")
     assert [breach["key"] for breach in report["breaches"]] == ["min_target_share", "max_personal_data"]
     assert report["sources"]["files"]["personal_data_found"]["findings"] == {"email": 60}

@@ -71,7 +71,7 @@ def account(stage: int) -> tuple[int, int]:
     run_steps(engine, config, place, range(2))
     found = engine.memory
     assert found is not None
-    told = found.weights + found.optimizer + found.buffers - found.host
+    told = found.weights + found.optimizer + found.buckets + found.buffers - found.host
     return told, torch.cuda.memory_allocated(GPU)
 
 

@@ -112,6 +112,7 @@ def go_on(root: Path, world_size: int) -> dict[str, Any]:
                 "nats": nats,
                 "after measuring": after_measuring,
                 "files": files,
+                "memory": engine.memory,
                 "copied": spilled,
             }
             engine.close()
@@ -204,6 +205,17 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str,
 def each_cut(walked: dict[int, list[dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
     for told in walked[2]:
         yield from told["go on"].items()
+
+
+def test_the_account_of_memory_knows_what_lies_on_the_disk(walked: Any) -> None:
+    for name, told in each_cut(walked):
+        account = told["memory"]
+        # Masters and moments of all that is larger than a page; where they are in memory there is no file.
+        if "nvme" in name:
+            assert account.disk > account.optimizer, (name, account)
+        else:
+            assert account.disk == 0, (name, account)
+        assert account.transit > 0, (name, account)
 
 
 def test_a_run_that_is_interrupted_or_rolled_back_goes_on_bit_for_bit(walked: Any) -> None:

@@ -1,5 +1,6 @@
 """A step that is refused leaves no trace, on any stage: the run goes on as if it had never been."""
 
+import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from tests.checkpoint_case import at, open_store
+from tests.ranks.census import count_new_bytes, find_storages
 from tests.ranks.spawn import on_ranks
 from tests.ranks.test_engine import open_engine, open_place
 from tests.ranks.training_case import (
@@ -39,6 +41,7 @@ CELLS: list[dict[str, Any]] = [
     {"precision": precision, "strategy.zero_stage": stage, "strategy.offload_optimizer": offload}
     for precision, stage, offload in CUTS
 ]
+CENSUS_BYTES = 32 << 10
 POISONS = ("refused", "loss", "gradient")
 
 
@@ -100,8 +103,17 @@ def refuse_in_cells(cells: list[dict[str, Any]], root: Path) -> list[dict[str, A
     for number, cell in enumerate(cells):
         config = make_config(**cell, **{"cluster.processes_per_node": 2})
         place = open_place(config)
+        held: list[int] = []
+        gc.collect()
+        there = find_storages()
         engine = open_engine(config, place, adapter=False)
-        first = [run_step(engine, config, place, step, is_number) for step in (0, 1)]
+
+        def accept_counted(result: StepResult, held: list[int] = held, there: Any = there) -> bool:
+            held.append(count_new_bytes(there))
+            return is_number(result)
+
+        accepts = (is_number, accept_counted)
+        first = [run_step(engine, config, place, step, accept) for step, accept in enumerate(accepts)]
         store = open_store(root / str(number), engine, config, place)
         store.save(at(2), final=True)
         wanted = [run_step(engine, config, place, step, is_number) for step in (5, 6)]
@@ -123,6 +135,7 @@ def refuse_in_cells(cells: list[dict[str, Any]], root: Path) -> list[dict[str, A
                 "untouched": untouched,
                 "bad": [repr((result.loss, result.grad_norm)) for result in bad],
                 "memory": engine.memory,
+                "held": held[0],
                 "learnt": wanted[-1].loss < first[0].loss,
             }
         )
@@ -145,6 +158,8 @@ def test_a_refused_step_leaves_no_trace_and_a_living_engine_can_be_taken_back(tm
         assert gradient.endswith(", inf)"), cell
         assert "nan" not in gradient, cell
     check_memory({str(cell): one["memory"] for cell, one in zip(CELLS, first, strict=True)})
+    for cell, told in zip(CELLS, first, strict=True):
+        check_census(cell, told["memory"], told["held"])
 
 
 def check_memory(accounts: dict[str, Any]) -> None:
@@ -160,11 +175,26 @@ def check_memory(accounts: dict[str, Any]) -> None:
         weights = width * (whole // 2 + vectors if stage == 3 else whole)
         optimizer = 12 * whole // 2 if stage else (8 if width == 4 else 12) * whole
         gradients = 4 * whole // 2 if stage else width * whole
-        if cell["strategy.offload_optimizer"] == "cpu":
-            gradients *= 2  # one copy where they are reduced, one where the optimizer is
+        copies = gradients if cell["strategy.offload_optimizer"] == "cpu" else 0
         if (stage, width) == (1, 2):
             gradients = (4 + 2) * whole  # this optimizer sums all of them in fp32, beside those of the model
         assert 0 <= account.weights - weights < 1024, (cell, account)
         assert 0 <= account.optimizer - optimizer < 1024, (cell, account)
         # DeepSpeed keeps the parameter that the border between two ranks cuts on both.
         assert 0 <= account.gradients - gradients <= 4 * largest, (cell, account)
+        # Under ZeRO 2 there are two buffers beside, each as large as the largest parameter, and one of the
+        # weights that go back to the device.
+        room = copies + (2 * 4 * largest + width * whole // 2 if copies and stage < 3 else 0)
+        assert 0 <= account.transit - copies <= room, (cell, account)
+        assert (account.transit > 0) == (copies > 0), (cell, account)
+        assert (account.buckets > 0) == (stage in {1, 2, 3} and (stage, width) != (1, 2)), (cell, account)
+        assert (account.host, account.disk) == (0, 0), "a CPU's memory is the host's"
+
+
+def check_census(cell: dict[str, Any], account: Any, held: int) -> None:
+    """Compare the account with all tensors there were after a backward, whoever holds them."""
+    stage = effective_stage(cell["strategy.zero_stage"], cell["precision"])
+    told = account.weights + account.gradients + account.optimizer + account.transit + account.buffers
+    told += account.buckets if stage == 3 else 0  # ZeRO 1 and 2 have let them go by then
+    # The rows of the step and some scalars are not of the engine.
+    assert abs(held - told) <= CENSUS_BYTES, (cell, account, held)

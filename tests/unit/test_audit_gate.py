@@ -101,45 +101,50 @@ CASES: dict[str, tuple[tuple[Manifest, PackingCounts | None], tuple[Manifest, Pa
     "min_target_share": (
         (manifest(counts(800, 80_000, 800)), None),
         (manifest(counts(800, 80_000, 799)), None),
-        "data.sources.notes: 799 of 80,000 tokens (0.00999) are targets, "
+        "data.sources.notes: 799 of 80,000 tokens (0.999%) are targets, "
         "less than audit.min_target_share=0.01; ",
     ),
     "max_without_targets": (
         (manifest(without_targets=50), None),
         (manifest(without_targets=51), None),
-        "data.sources.notes: 51 of 1,000 documents (0.051) hold no target, "
+        "data.sources.notes: 51 of 1,000 documents (5.1%) hold no target, "
         "more than audit.max_without_targets=0.05; ",
     ),
     "max_skipped": (
         (manifest(documents=900, skipped={"broken JSON": 60, "no text": 40}), None),
         (manifest(documents=900, skipped={"broken JSON": 61, "no text": 40}), None),
-        "data.sources.notes: 101 of 1,001 records (0.101) were left out as bad (broken JSON 61, no text 40), "
+        "data.sources.notes: 101 of 1,001 records (10.1%) were left out as bad (broken JSON 61, no text 40), "
         "more than audit.max_skipped=0.1; ",
     ),
     "max_cut": (
         (manifest(), packing(truncated=30, dropped=10)),
         (manifest(), packing(truncated=30, dropped=11)),
-        "data.sources.notes: 41 of 800 documents (0.0512) are longer than batch.sequence_length and were cut "
+        "data.sources.notes: 41 of 800 documents (5.1%) are longer than batch.sequence_length and were cut "
         "or dropped, more than audit.max_cut=0.05; ",
     ),
     "max_removed": (
         (manifest(removed_exact=150, removed_near=50), None),
         (manifest(removed_exact=150, removed_near=51), None),
-        "data.sources.notes: 201 of 1,001 train documents (0.201) are held out as well and were removed, "
+        "data.sources.notes: 201 of 1,001 train documents (20.1%) are held out as well and were removed, "
         "more than audit.max_removed=0.2; ",
     ),
     "min_turn_ends": (
         (manifest(turns_ended=2000), None),
         (manifest(turns_ended=1999), None),
-        "data.sources.notes: the end token is a target of 1,999 of 2,000 answers (1), "
+        "data.sources.notes: the end token is a target of 1,999 of 2,000 answers (99.95%), "
         "less than audit.min_turn_ends=1.0; ",
     ),
     "min_density": (
         (manifest(), packing(rows=1150)),
         (manifest(), packing(rows=1151)),
-        "data.path: 0.8 of the slots of 2,001 packed rows hold a token, less than audit.min_density=0.8; ",
+        "data.path: 79.96% of the slots of 2,001 packed rows hold a token, less than audit.min_density=0.8; ",
     ),
 }
+
+
+def test_all_of_them_are_100_percent() -> None:
+    with pytest.raises(DataError, match=r"1,000 of 1,000 documents \(100%\) hold no target"):
+        check(manifest(without_targets=1000))
 
 
 @pytest.mark.parametrize("key", CASES)
@@ -170,7 +175,7 @@ def test_personal_data_count_only_where_they_were_looked_for() -> None:
     (breach,) = find_breaches(facts, AUDIT, {"notes": Share(6, 10)})
     assert (breach.key, breach.source) == ("max_personal_data", "notes")
     assert breach.line.startswith(
-        "data.sources.notes: 6 of 10 searched documents (0.6) hold personal data, "
+        "data.sources.notes: 6 of 10 searched documents (60.0%) hold personal data, "
         "more than audit.max_personal_data=0.5; set data.personal_data.action to redact or drop"
     )
 

@@ -129,7 +129,11 @@ def test_a_dry_run_says_the_batch_in_words(tmp_path: Path, capsys: pytest.Captur
     assert "8 samples per step = 1 per pass x 2 ranks x 4 passes" in said
     assert "gradient_accumulation_steps 4" in said
     assert "2,048 tokens per step (samples of 256), 16,384 in 8 steps" in said
-    assert "rises to 0.003 over 2 steps, then falls along half a cosine to 0.0003 at step 8" in said
+    # Of the last of 6 steps of decay: 0.0003 + 0.0027 x (1 + cos(5/6 pi)) / 2.
+    assert (
+        "rises to 0.003 over 2 steps, then falls along half a cosine towards 0.0003 after step 8 "
+        "(this run's last step has 0.000481)" in said
+    )
     assert '"train_batch_size": 8' in said
     assert "--nproc-per-node=2 " in said
     assert f" -m training.worker {tmp_path}/runs/tiny_smoke" in said

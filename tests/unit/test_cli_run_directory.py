@@ -9,7 +9,7 @@ import pytest
 from launcher.compose import compose_run
 from launcher.run_directory import find_layout, freeze_run, recall_run
 from launcher.tree import ConfigTree
-from training.config.freeze import check_config, read_frozen
+from training.config.freeze import check_config, note_version, read_frozen
 from training.config.schema import RunConfig
 from training.errors import ConfigError
 
@@ -46,6 +46,20 @@ def test_the_first_start_freezes_the_configuration_and_the_versions(
     assert read_frozen(layout.config) == config
     versions = json.loads(layout.config.read_text())["versions"]
     assert {"python", "torch", "deepspeed", "transformers"} <= set(versions)
+
+
+def test_what_is_known_once_it_has_begun_is_added_to_the_versions(config: RunConfig) -> None:
+    path = freeze_run(config).config
+    before = json.loads(path.read_text())["versions"]
+
+    note_version(path, "model_revision", "abc")
+
+    assert json.loads(path.read_text())["versions"] == before | {"model_revision": "abc"}
+    assert read_frozen(path) == config
+    written = path.stat().st_ino
+    note_version(path, "model_revision", "abc")
+    freeze_run(config)
+    assert path.stat().st_ino == written, "what is known already is not written again"
 
 
 def test_the_same_configuration_again_leaves_the_file_as_it_is(config: RunConfig) -> None:

@@ -18,9 +18,9 @@ from tests.corpus_case import (
 )
 from training.config.sources import DataConfig
 from training.data.corpus.build import Share, describe_tokenizer, prepare_corpus, prepare_share
-from training.data.corpus.manifest import SPLITS, Manifest
+from training.data.corpus.manifest import SPLITS, Manifest, check_settings
 from training.data.corpus.segments import Job, find_split
-from training.data.reading.reader import check_settings, check_tokenizer, open_corpus
+from training.data.reading.reader import check_tokenizer, open_corpus
 from training.errors import DataError, StorageError
 from training.files import hold_lock
 

@@ -15,6 +15,7 @@ from training.config.schema import EvaluationConfig
 from training.config.sources import PythonTopicsSource
 from training.errors import StorageError
 from training.evaluation.answers import Question
+from training.evaluation.bootstrap import Estimate
 from training.evaluation.draw import running_mean
 from training.evaluation.material import EvaluationDocument, Material
 from training.evaluation.measure import Measurement
@@ -23,7 +24,7 @@ from training.evaluation.publish import publish_files, publish_report
 from training.evaluation.report import CorpusFacts, Report, SourceFacts, sum_up_training
 from training.evaluation.scores import compare
 from training.evaluation.table import print_report
-from training.evaluation.words import tell_general
+from training.evaluation.words import tell_domain, tell_general, tell_headline
 from training.metrics.accounts import find_accounts
 from training.metrics.goodput import Goodput
 
@@ -132,6 +133,38 @@ def test_a_handful_of_families_gives_no_verdict() -> None:
     domain = make_report().scores.domain
     assert replace(domain, families=4).verdict == "unclear"
     assert replace(domain, families=5).verdict == "better"
+
+
+def estimate(low: float, high: float) -> Estimate:
+    return Estimate(value=(low + high) / 2, low=low, high=high)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "families", "moved", "why"),
+    [
+        (-0.5, -0.1, 40, "fell", None),
+        (0.1, 0.5, 40, "rose", None),
+        (-0.5, 0.1, 40, "went", "the interval holds zero, so this cannot be told from chance"),
+        (-0.5, -0.1, 4, "went", "only 4 groups of related documents, too few for this interval to count"),
+        (-0.5, 0.1, 1, "went", "only one group of related documents, too few for this interval to count"),
+    ],
+)
+def test_the_sentences_follow_from_the_interval_that_stands_beside_them(
+    low: float, high: float, families: int, moved: str, why: str | None
+) -> None:
+    scores = make_report(with_answers=False).scores
+    change = estimate(low, high)
+    row = replace(scores.domain, change=change, relative_change=change, families=families)
+    scores = replace(scores, domain=row, general=replace(row, key="general_loss"))
+
+    for text in (tell_domain(scores, 0.95), tell_general(scores, 0.95)):
+        assert f"the loss {moved} from" in text
+        assert ("chance" in text) == (low < 0 < high and families > 4), text
+        assert why is None or why in text, text
+        assert why is not None or "too few" not in text, text
+    headline = tell_headline(scores)
+    assert ("chance" in headline) == (low < 0 < high and families > 4)
+    assert headline.startswith("Too few") == (families < 5)
 
 
 def test_only_steps_up_to_the_checkpoint_are_told() -> None:

@@ -32,7 +32,7 @@ def test_an_experiment_passes_the_checks_under_its_own_name(experiment: str) -> 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_can_be_described_without_being_run(experiment: str) -> None:
     config = composed(experiment)
-    words = describe_training(config)
+    words = describe_training(config, [])
     stage = effective_stage(config.strategy.zero_stage, config.precision)
     assert f'"stage": {stage}' in words
     assert f"--nproc-per-node={find_world_size(config.cluster) // config.cluster.nodes}" in words

@@ -1,5 +1,7 @@
 """The loop, with fakes for all it drives."""
 
+import time
+
 import pytest
 
 from tests.loop_case import CONFIG, NAN, START, Fake, changed
@@ -30,6 +32,16 @@ def test_the_loss_of_each_source_is_logged_by_name_where_it_has_targets() -> Non
 
     assert fake.logged[0].loss_by_source == {"law": 1.0, "replay": 2.0}
     assert fake.logged[1].loss_by_source == {"law": 3.0, "replay": 6.0}
+
+
+def test_what_a_step_spends_compiling_is_told_beside_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake(compiling={0: 60.0, 3: 5.0})
+    monkeypatch.setattr(time, "perf_counter", lambda: fake.now)
+
+    train(fake.parts(), CONFIG, START)
+
+    assert [record.step_seconds for record in fake.logged] == [1.0] * 7
+    assert [record.compile_seconds for record in fake.logged] == [60.0, 0, 0, 5.0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("interrupted_at", range(1, 7))

@@ -112,6 +112,11 @@ def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
     assert say_duration(seconds) == text
 
 
+PARTS = dict.fromkeys(
+    ("weights", "gradients", "optimizer", "buckets", "transit", "buffers", "host", "disk"), 0
+)
+
+
 @pytest.mark.parametrize(
     ("kind", "facts", "text"),
     [
@@ -126,12 +131,19 @@ def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
             "memory",
             {
                 "ranks": [
-                    {"weights": 2**31, "gradients": 0, "optimizer": 2**20, "buffers": 0, "host": 0},
-                    {"weights": 2**30, "gradients": 0, "optimizer": 2**21, "buffers": 0, "host": 2**21},
+                    PARTS | {"weights": 2**31, "optimizer": 2**20},
+                    PARTS | {"weights": 2**30, "optimizer": 2**21, "host": 2**21},
                 ]
             },
-            "memory of a rank: weights 2.00 GiB, gradients 0.0 MiB, optimizer 2.0 MiB, buffers 0.0 MiB; "
-            "2.0 MiB of it on the host",
+            "memory of a rank: weights 2.00 GiB, optimizer 2.0 MiB; 2.0 MiB of it on the host",
+        ),
+        (
+            "memory",
+            {
+                "ranks": [PARTS | {"gradients": 2**20, "buckets": 2**21, "transit": 2**22, "disk": 2**30}],
+            },
+            "memory of a rank: gradients 1.0 MiB, buckets for reducing gradients 2.0 MiB, offload's own "
+            "copies and buffers 4.0 MiB; 1.00 GiB on its disk",
         ),
         (
             "finished",
@@ -161,6 +173,7 @@ def test_the_accounts_of_a_run_add_up_to_its_wall_time_over_all_starts(tmp_path:
     layout = RunLayout(tmp_path)
     journal = Journal(layout.metrics)
     seconds = {"step_seconds": 3.0, "forward_seconds": 1.0, "backward_seconds": 1.5, "logging_seconds": 0.5}
+    seconds["compile_seconds"] = 0.25
     for incarnation, step, extra in [(1, 1, {}), (1, 2, {}), (2, 2, {}), (2, 3, {"skipped": "no number"})]:
         journal.append({"step": step, "incarnation": incarnation, "time": 1000 + step, **seconds, **extra})
     journal.close()
@@ -184,4 +197,5 @@ def test_the_accounts_of_a_run_add_up_to_its_wall_time_over_all_starts(tmp_path:
     assert accounts.seconds["steps done again, or not applied"] == 6.0
     assert accounts.seconds["checkpoints"] == 4.0
     assert accounts.seconds["logging"] == 2.0
-    assert accounts.seconds["starts, pauses and the rest"] == 12.0
+    assert accounts.seconds["compiling"] == 1.0
+    assert accounts.seconds["starts, pauses and the rest"] == 11.0

@@ -15,7 +15,7 @@ HARDWARE = Hardware(world_size=2, flops_per_token=None, peak_flops=None)
 FIELDS = {
     "step", "samples_seen", "loss", "loss_by_source", "learning_rate", "grad_norm", "tokens", "targets",
     "step_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds", "evaluation_seconds",
-    "logging_seconds", "collectives_seconds", "skipped_steps", "data_wait_seconds",
+    "logging_seconds", "compile_seconds", "collectives_seconds", "skipped_steps", "data_wait_seconds",
     "checkpoint_stall_seconds", "memory_peak_bytes",
     "tokens_per_second",
     "tokens_per_second_per_gpu", "time", "incarnation",

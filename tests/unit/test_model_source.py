@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,7 +16,8 @@ from training.errors import CheckpointError, ModelError, StorageError
 from training.layout import RunLayout
 from training.model.folder import check_tensors, fingerprint_base, write_folder
 from training.model.load import build_model
-from training.model.source import find_model_folder, prepare_model
+from training.model.place import find_model_folder, find_revision
+from training.model.source import prepare_model
 from training.model.trained import load_weights
 
 ARCHITECTURE = {
@@ -219,3 +221,32 @@ def test_a_base_is_known_by_its_weights_wherever_it_lies(tiny: ModelConfig, tmp_
     path = moved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-64] + bytes(64))
     assert fingerprint_base(tiny.model_copy(update={"folder": str(moved)})) != known
+
+
+def test_a_base_of_the_hub_is_known_by_its_weights_and_its_commit(
+    tiny: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    kept = tmp_path / "models--someone--small"
+    shutil.copytree(str(tiny.folder), kept / "snapshots" / "abc")
+    (kept / "snapshots" / "abc" / "consolidated.safetensors").write_bytes(b"not loaded, so it does not count")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc", encoding="ascii")
+    of_hub = tiny.model_copy(update={"source": "huggingface", "path": "someone/small"})
+
+    assert fingerprint_base(of_hub) == fingerprint_base(tiny)
+    assert find_revision(of_hub) == "abc"
+    assert find_revision(tiny) is None
+
+    # The hub's `main` has moved, and so have the weights.
+    shutil.copytree(str(tiny.folder), kept / "snapshots" / "def")
+    path = kept / "snapshots" / "def" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-64] + bytes(64))
+    (kept / "refs" / "main").write_text("def", encoding="ascii")
+    assert fingerprint_base(of_hub) != fingerprint_base(tiny)
+    assert find_revision(of_hub) == "def"
+
+    nobody = of_hub.model_copy(update={"path": "no/body"})
+    assert (fingerprint_base(nobody), find_revision(nobody)) == ("no/body", None)

@@ -123,6 +123,11 @@ def tiny_smoke() -> RunConfig:
             "none; set loop.evaluate_every_steps",
         ),
         (
+            {"loop.sample_documents": 5, "loop.held_out_documents": 4, "loop.evaluate_every_steps": 2},
+            "loop.sample_documents=5 are taken from loop.held_out_documents=4; ask for so many at most, or "
+            "raise that",
+        ),
+        (
             {"loop.sample_top_p": 0.9},
             "loop.sample_top_p=0.9 chooses what tokens are drawn from, and none are; set "
             "loop.sample_temperature, or sample_top_p=1",

@@ -1,5 +1,6 @@
 """The learning rate: a pure function of the step."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -37,23 +38,50 @@ def test_the_warm_up_rises_evenly_and_reaches_the_peak_with_its_last_step(kind: 
     assert rates(kind, decay=5)[:4] == pytest.approx([PEAK / 4, PEAK / 2, PEAK * 3 / 4, PEAK])
 
 
-@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd"])
-def test_the_decay_falls_steadily_and_ends_at_the_final_fraction_with_the_last_step(kind: str) -> None:
-    values = rates(kind, decay=16)[4:]
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_linear_has_at_each_step_its_share_of_the_way_that_is_left(final: float) -> None:
+    # transformers' linear schedule, N - s over N - W, on the way from the final fraction to the peak.
+    wanted = [final + (1 - final) * (20 - step) / (20 - 4) for step in range(4, 20)]
 
-    assert values[-1] == pytest.approx(0.1 * PEAK)
-    assert all(later < earlier for earlier, later in pairwise(values))
+    assert rates("linear", final=final)[4:] == pytest.approx([PEAK * each for each in wanted])
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_cosine_goes_the_same_way_along_half_a_cosine(final: float) -> None:
+    wanted = [
+        final + (1 - final) * math.cos(math.pi / 2 * (step - 4) / (20 - 4)) ** 2 for step in range(4, 20)
+    ]
+
+    assert rates("cosine", final=final)[4:] == pytest.approx([PEAK * each for each in wanted])
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_wsd_stays_at_the_peak_until_its_last_steps_and_falls_evenly_over_them(final: float) -> None:
+    values = rates("wsd", decay=5, final=final)
+
+    assert values[3:15] == [PEAK] * 12
+    wanted = [PEAK * (final + (1 - final) * (20 - step) / 5) for step in range(15, 20)]
+    assert values[15:] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd"])
+@pytest.mark.parametrize("warmup", [0, 1, 15])
+def test_the_decay_falls_with_every_step_and_throws_none_away(kind: str, warmup: int) -> None:
+    values = rates(kind, warmup=warmup, decay=5, final=0.0)
+
+    falling = values[15:] if kind == "wsd" else values[warmup:]
+    assert all(later < earlier for earlier, later in pairwise(falling))
+    assert min(values) > 0
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd"])
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_a_run_of_one_step_takes_it_at_the_peak(kind: str, final: float) -> None:
+    assert rates(kind, warmup=0, decay=1, steps=1, final=final) == [PEAK]
 
 
 def test_cosine_and_linear_meet_in_the_middle_of_the_decay() -> None:
-    assert rates("cosine", warmup=0)[9] == pytest.approx(rates("linear", warmup=0)[9])
-
-
-def test_wsd_stays_at_the_peak_until_its_decay() -> None:
-    values = rates("wsd", decay=5)
-
-    assert values[3:15] == [PEAK] * 12
-    assert values[15:] == pytest.approx([PEAK * (1 - 0.9 * k / 5) for k in (1, 2, 3, 4, 5)])
+    assert rates("cosine", warmup=0)[10] == pytest.approx(rates("linear", warmup=0)[10])
 
 
 def test_constant_stays() -> None:
@@ -80,4 +108,4 @@ def test_a_run_that_goes_on_from_a_stable_phase_has_no_second_warm_up_and_its_ow
     values = rates("wsd", decay=4, steps=10, first_step=100)
 
     assert values[:6] == [PEAK] * 6
-    assert values[-1] == pytest.approx(0.1 * PEAK)
+    assert values[6:] == pytest.approx([PEAK * (0.1 + 0.9 * k / 4) for k in (4, 3, 2, 1)])

@@ -21,8 +21,9 @@ from training.audit.screen import print_line, print_report
 from training.config.freeze import read_frozen
 from training.config.schema import AuditConfig, RunConfig
 from training.config.sources import Detector
+from training.data.corpus.manifest import check_settings
 from training.data.order.plan import open_plan
-from training.data.reading.reader import Corpus, check_settings, check_tokenizer, open_corpus
+from training.data.reading.reader import Corpus, check_tokenizer, open_corpus
 from training.files import is_url, write_json, write_text
 from training.layout import CorpusLayout
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint

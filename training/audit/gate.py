@@ -9,6 +9,9 @@ from training.data.corpus.manifest import Manifest
 from training.data.order.packing import PackingCounts
 from training.errors import DataError
 
+_MOST_DECIMALS = 9
+_TOO_LONG = "are longer than batch.sequence_length"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breach:
@@ -65,36 +68,34 @@ def find_breaches(
     for source in facts.sources:
         yield from _of_source(source, audit)
         if personal_data and source.name in personal_data:
-            found = personal_data[source.name]
-            said = f"{_say(found, 'searched documents')} hold personal data"
-            yield from _above(source, "max_personal_data", audit.max_personal_data, found, said)
+            found, limit = personal_data[source.name], audit.max_personal_data
+            sentence = ("{} searched documents", "hold personal data")
+            yield from _judge(source, "max_personal_data", limit, found, sentence)
     density = facts.slots.value
     # A row that stays open because nothing is left to put into it is no fault of the corpus.
     if density is not None and density < audit.min_density and facts.rows > facts.fewest_rows:
         yield Breach(
             key="min_density",
             source=None,
-            line=f"data.path: {density:.3g} of the slots of {facts.rows:,} packed rows hold a token, less "
-            f"than audit.min_density={audit.min_density}; choose a batch.sequence_length (now "
-            f"{facts.sequence_length}) into which several documents fit, set data.long_documents=split, "
-            "or change the threshold",
+            line=f"data.path: {_say_share(density, audit.min_density)} of the slots of {facts.rows:,} packed "
+            f"rows hold a token, less than audit.min_density={audit.min_density}; choose a "
+            f"batch.sequence_length (now {facts.sequence_length}) into which several documents fit, set "
+            "data.long_documents=split, or change the threshold",
         )
 
 
 def _of_source(source: SourceFacts, audit: AuditConfig) -> Iterator[Breach]:
-    said = f"{_say(source.without_targets, 'documents')} hold no target"
-    yield from _above(source, "max_without_targets", audit.max_without_targets, source.without_targets, said)
-    said = f"{_say(source.targets, 'tokens')} are targets"
-    yield from _below(source, "min_target_share", audit.min_target_share, source.targets, said)
-    said = f"the end token is a target of {_say(source.turn_ends, 'answers')}"
-    yield from _below(source, "min_turn_ends", audit.min_turn_ends, source.turn_ends, said)
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in source.record.skipped.items())
-    said = f"{_say(source.skipped, 'records')} were left out as bad ({reasons})"
-    yield from _above(source, "max_skipped", audit.max_skipped, source.skipped, said)
-    said = f"{_say(source.cut, 'documents')} are longer than batch.sequence_length and were cut or dropped"
-    yield from _above(source, "max_cut", audit.max_cut, source.cut, said)
-    said = f"{_say(source.removed, 'train documents')} are held out as well and were removed"
-    yield from _above(source, "max_removed", audit.max_removed, source.removed, said)
+    shares = (
+        ("max_without_targets", source.without_targets, "{} documents", "hold no target"),
+        ("min_target_share", source.targets, "{} tokens", "are targets"),
+        ("min_turn_ends", source.turn_ends, "the end token is a target of {} answers", ""),
+        ("max_skipped", source.skipped, "{} records", f"were left out as bad ({reasons})"),
+        ("max_cut", source.cut, "{} documents", f"{_TOO_LONG} and were cut or dropped"),
+        ("max_removed", source.removed, "{} train documents", "are held out as well and were removed"),
+    )
+    for key, found, sentence, rest in shares:
+        yield from _judge(source, key, getattr(audit, key), found, (sentence, rest))
 
 
 _ADVICE = {
@@ -110,20 +111,26 @@ _ADVICE = {
 }
 
 
-def _above(source: SourceFacts, key: str, limit: float, found: Share, said: str) -> Iterator[Breach]:
-    if found.value is not None and found.value > limit:
-        yield _breach(source, key, f"{said}, more than audit.{key}={limit}")
+def _judge(
+    source: SourceFacts, key: str, limit: float, found: Share, sentence: tuple[str, str]
+) -> Iterator[Breach]:
+    """Compare a share with its threshold, an upper one if its name says so.
+
+    The sentence's first part has a place for ``12 of 80``, the share in percent stands between the two.
+    """
+    is_upper = key.startswith("max_")
+    if found.value is None or (found.value <= limit if is_upper else found.value >= limit):
+        return
+    what = sentence[0].format(f"{found.part:,} of {found.whole:,}")
+    said = f"{what} ({_say_share(found.value, limit)}) {sentence[1]}".rstrip()
+    beyond = f"{'more' if is_upper else 'less'} than audit.{key}={limit}"
+    line = f"data.sources.{source.name}: {said}, {beyond}; {_ADVICE[key]}, or change the threshold"
+    yield Breach(key=key, source=source.name, line=line)
 
 
-def _below(source: SourceFacts, key: str, limit: float, found: Share, said: str) -> Iterator[Breach]:
-    if found.value is not None and found.value < limit:
-        yield _breach(source, key, f"{said}, less than audit.{key}={limit}")
-
-
-def _breach(source: SourceFacts, key: str, said: str) -> Breach:
-    line = f"data.sources.{source.name}: {said}; {_ADVICE[key]}, or change the threshold"
-    return Breach(key=key, source=source.name, line=line)
-
-
-def _say(share: Share, things: str) -> str:
-    return f"{share.part:,} of {share.whole:,} {things} ({share.part / (share.whole or 1):.3g})"
+def _say_share(value: float, limit: float) -> str:
+    """Say a share in percent, with as many decimals as tell it from the threshold that it is beyond."""
+    if value in (0.0, 1.0):
+        return f"{value:.0%}"
+    decimals = (each for each in range(1, _MOST_DECIMALS) if f"{value:.{each}%}" != f"{limit:.{each}%}")
+    return f"{value:.{next(decimals, _MOST_DECIMALS)}%}"

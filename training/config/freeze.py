@@ -11,6 +11,9 @@ from training.config.schema import RunConfig
 from training.errors import ConfigError
 from training.files import write_json
 
+MODEL_REVISION = "model_revision"
+"""Among the versions: the commit of the hub that the model was loaded from."""
+
 
 def check_config(values: dict[str, Any]) -> RunConfig:
     """Give plain values their types.
@@ -27,6 +30,18 @@ def check_config(values: dict[str, Any]) -> RunConfig:
 def write_frozen(path: Path, config: RunConfig, versions: dict[str, str]) -> None:
     """Write ``config`` and the versions of what runs it, complete or not at all."""
     write_json(path, {"config": config.model_dump(mode="json"), "versions": versions})
+
+
+def note_version(path: Path, name: str, version: str) -> None:
+    """Add to the versions of a frozen configuration what is known only once a run has begun.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    frozen = json.loads(path.read_text(encoding="utf-8"))
+    if frozen["versions"].get(name) != version:
+        frozen["versions"][name] = version
+        write_json(path, frozen)
 
 
 def read_frozen(path: Path) -> RunConfig:

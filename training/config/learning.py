@@ -90,12 +90,18 @@ class ScheduleConfig(Section):
     """The learning rate as a function of the step."""
 
     kind: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = Field(
-        description="decay after the warm-up; wsd: warm-up, stable, linear decay over the last decay_steps; "
-        "inverse_sqrt: peak x sqrt(warmup_steps / step)"
+        description="decay after the warm-up. linear: step s of N, from 0, has (N - s) / (N - warmup_steps) "
+        "of the way from final_fraction up to the peak; cosine: the same way along half a cosine; wsd: the "
+        "peak, then linear over the last decay_steps; inverse_sqrt: peak x sqrt(warmup_steps / (s + 1))"
     )
-    warmup_steps: NonNegativeInt = Field(description="steps of linear rise to the peak")
+    warmup_steps: NonNegativeInt = Field(
+        description="steps of linear rise: step s, from 0, has (s + 1) / warmup_steps of the peak"
+    )
     decay_steps: NonNegativeInt = Field(description="wsd: length of the final decay")
-    final_fraction: Fraction = Field(description="learning rate at the end, as a fraction of the peak")
+    final_fraction: Fraction = Field(
+        description="where the decay arrives, as a fraction of the peak: the rate of a step after the last; "
+        "so with 0 no step is thrown away"
+    )
     first_step: NonNegativeInt = Field(
         description="where in the schedule this run begins: after 1000 steps of another run, 1000 goes on "
         "where it ended"

@@ -13,6 +13,7 @@ from training.batch import BatchPlan
 from training.collectives import sum_over_ranks
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
+from training.engine.compile_clock import CompileClock
 from training.engine.disk_io import serve_swappers
 from training.engine.gradients import drop_gradients, measure_gradient_norm, step_knowing
 from training.engine.layers import prepare_layers
@@ -79,7 +80,9 @@ class DeepSpeedEngine:
         self._place = place
         self._seed = config.seed
         self._sources = sources
-        self._meter = MemoryMeter(place.device)
+        swap_folder = config.strategy.nvme_path if config.strategy.swaps_to_disk else None
+        self._meter = MemoryMeter(place.device, swap_folder)
+        self._clock = CompileClock()
         self.model = model
 
         size = config.strategy.sequence_parallel_size
@@ -108,6 +111,7 @@ class DeepSpeedEngine:
             # There is nobody to reduce with; DeepSpeed would copy all gradients together and apart again.
             self._engine.enable_backward_allreduce = False
         keep_gradients(self._engine.optimizer)
+        self._meter.watch(self._engine)
         self._shards = Shards(model, self._engine.optimizer, place.ranks, stage, self._tensors)
         if isinstance(optimizer, Muon):
             optimizer.orthogonalize = self._shards.find_matrices(place.device) or optimizer.orthogonalize
@@ -126,7 +130,7 @@ class DeepSpeedEngine:
         optimizer stay as they were.
         """
         place = self._place
-        watch = Stopwatch(place.device)
+        watch = Stopwatch(place.device, lambda: self._clock.seconds)
         targets, tokens = self._count(micro_batches)
         set_learning_rate(self._engine.optimizer, learning_rate)
         nats = self._accumulate(micro_batches, sum(targets), samples_seen, watch)
@@ -242,5 +246,6 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
+        self._clock.close()
         self._engine.destroy()
         self._tensors.leave()

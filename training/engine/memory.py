@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,43 +23,86 @@ _GRADIENTS = (
     "grad_partitions_flat_buffer",
     "fp32_groups_gradients_flat",
 )
+_TRANSIT = (
+    "param_buffer_of_bit16_for_cpu_offload_groups",
+    "temp_grad_buffer_for_cpu_offload",
+    "temp_grad_buffer_for_gpu_offload",
+)
+"""Through which ZeRO 1 and 2 send gradients to an optimizer in the host's memory, and weights back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryAccount:
-    """Bytes of one rank."""
+    """Bytes of one rank, without activations and what ZeRO-3 has gathered of a layer for a moment."""
 
     weights: int
-    """Of the model: its own share of them under ZeRO-3, with those that are small enough to stay whole."""
+    """Of the model: its own share of them under ZeRO-3, with those that are small enough to stay whole. With
+    4 bits, the scales of the blocks as well."""
 
     gradients: int
-    """After the last backward of a step, when they are fullest."""
+    """The sums after the last backward of a step, when they are fullest: its own share under ZeRO 2 and 3."""
 
     optimizer: int
     """Moments and fp32 master weights."""
 
+    buckets: int
+    """In which gradients are reduced: held all the time by ZeRO 3, during each backward by ZeRO 1 and 2."""
+
+    transit: int
+    """What offload holds beside: the same gradients a second time, where the optimizer steps, and buffers for
+    tensors on their way between device, host and disk."""
+
     buffers: int
-    """Those of the model, and what DeepSpeed keeps between steps: for gradients that are reduced, and for
-    tensors on their way to a disk."""
+    """The model's own, which no gradient changes."""
 
     host: int
     """How much of all this lies in the host's memory though the rank has a device: what is offloaded."""
 
+    disk: int
+    """In the files that this rank has swapped tensors to; not memory, and not part of the others."""
+
 
 class MemoryMeter:
-    """Measures once: gradients when they are fullest, the rest after the first update."""
+    """Measures once: buckets in a backward, gradients when they are fullest, the rest after an update."""
 
-    def __init__(self, device: torch.device) -> None:
-        """Know nothing yet; ``device`` is the rank's."""
+    def __init__(self, device: torch.device, swap_folder: str | None = None) -> None:
+        """Know nothing yet.
+
+        Args:
+            device: The rank's.
+            swap_folder: Where this process, and no other, swaps tensors to; None: it does not.
+        """
         self._device = device
-        self._gradients = self._gradients_on_host = 0
+        self._swap_folder = swap_folder
+        self._gradients = self._transit = self._on_host_then = self._buckets_then = 0
         self.account: MemoryAccount | None = None
+
+    def watch(self, engine: Any) -> None:
+        """Look at the buckets of DeepSpeed's ``engine`` once it has made them, in its first backward.
+
+        Under ZeRO 1 and 2 it lets them go before a backward is over.
+        """
+        optimizer = engine.optimizer
+        make_buckets = getattr(optimizer, "setup_buckets", None)
+        if make_buckets is None:
+            return
+
+        def make_and_look() -> None:
+            make_buckets()
+            self._buckets_then = _bytes(_storages(_buckets(engine), set()))
+            optimizer.setup_buckets = make_buckets
+
+        optimizer.setup_buckets = make_and_look
 
     def before_update(self, engine: Any) -> None:
         """Look at the gradients of DeepSpeed's ``engine``; later steps are not looked at."""
-        if self.account is None:
-            found = _storages(_gradients(engine), set())
-            self._gradients, self._gradients_on_host = _bytes(found), self._on_host(found)
+        if self.account is not None:
+            return
+        known: set[int] = set()
+        gradients = _storages(_gradients(engine), known)
+        copies = _storages((master.grad for master in _flatten(_masters(engine))), known)
+        self._gradients, self._transit = _bytes(gradients), _bytes(copies)
+        self._on_host_then = self._on_host([*gradients, *copies])
 
     def after_update(self, engine: Any) -> None:
         """Look at everything else: some optimizers make their moments when they first step."""
@@ -67,13 +111,19 @@ class MemoryMeter:
         known: set[int] = set()
         weights = _storages(_weights(engine), known)
         optimizer = _storages(_optimizer(engine), known)
-        buffers = _storages(_buffers(engine), known)
+        buckets = _storages(_buckets(engine), known)
+        transit = _storages(_transit(engine), known)
+        buffers = _storages(engine.module.buffers(), known)
+        kept = [*weights, *optimizer, *buckets, *transit, *buffers]
         self.account = MemoryAccount(
             weights=_bytes(weights),
             gradients=self._gradients,
             optimizer=_bytes(optimizer),
+            buckets=max(self._buckets_then, _bytes(buckets)),
+            transit=self._transit + _bytes(transit),
             buffers=_bytes(buffers),
-            host=self._gradients_on_host + self._on_host([*weights, *optimizer, *buffers]),
+            host=self._on_host_then + self._on_host(kept),
+            disk=_bytes_on_disk(self._swap_folder),
         )
 
     def _on_host(self, tensors: Iterable[Tensor]) -> int:
@@ -86,6 +136,15 @@ def _weights(engine: Any) -> Iterator[Any]:
     for parameter in engine.module.parameters():
         yield parameter.data
         yield getattr(parameter, "ds_tensor", None)
+    for module in engine.module.modules():
+        yield from _scales(getattr(getattr(module, "weight", None), "quant_state", None))
+
+
+def _scales(state: Any) -> Iterator[Any]:
+    """Yield what bitsandbytes keeps beside the blocks of a 4-bit weight; it may be quantised again."""
+    if state is not None:
+        yield from (state.absmax, state.code, state.offset)
+        yield from _scales(getattr(state, "state2", None))
 
 
 def _gradients(engine: Any) -> Iterator[Any]:
@@ -94,8 +153,6 @@ def _gradients(engine: Any) -> Iterator[Any]:
         yield getattr(parameter, "grad_accum", None)
     for name in _GRADIENTS:
         yield getattr(engine.optimizer, name, None)
-    for master in _flatten(_masters(engine)):
-        yield master.grad
 
 
 def _optimizer(engine: Any) -> Iterator[Any]:
@@ -108,10 +165,14 @@ def _masters(engine: Any) -> Iterator[Any]:
         yield getattr(engine.optimizer, name, None)
 
 
-def _buffers(engine: Any) -> Iterator[Any]:
-    yield from engine.module.buffers()
+def _buckets(engine: Any) -> Iterator[Any]:
     for bucket in getattr(engine.optimizer, "ipg_buckets", {}).values():
         yield getattr(bucket, "buffer", None)
+
+
+def _transit(engine: Any) -> Iterator[Any]:
+    for name in _TRANSIT:
+        yield getattr(engine.optimizer, name, None)
     swappers = {getattr(parameter, "nvme_swapper", None) for parameter in engine.module.parameters()}
     for swapper in (*swappers, getattr(engine.optimizer, "optimizer_swapper", None)):
         yield getattr(swapper, "buffers", None)
@@ -142,3 +203,9 @@ def _flatten(values: Any) -> Iterator[Tensor]:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+def _bytes_on_disk(folder: str | None) -> int:
+    if folder is None:
+        return 0
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

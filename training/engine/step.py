@@ -29,6 +29,9 @@ class StepSeconds:
     optimizer: float = 0.0
     """The gradient's norm, clipping and the update."""
 
+    compile: float = 0.0
+    """What this rank spent compiling, in none of the others."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:

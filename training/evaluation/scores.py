@@ -44,10 +44,15 @@ class Comparison:
 
     @property
     def verdict(self) -> Literal["better", "worse", "unclear"]:
-        """What the interval of the change allows to say."""
-        if self.families < FEWEST_FAMILIES or not self.change.excludes_zero:
+        """What the interval of the change allows to say; one of too few families allows nothing."""
+        if self.too_few or not self.change.excludes_zero:
             return "unclear"
         return "better" if (self.change.value < 0) == (self.better == "lower") else "worse"
+
+    @property
+    def too_few(self) -> bool:
+        """Whether there are too few families for an interval to count, whatever it is."""
+        return self.families < FEWEST_FAMILIES
 
     @property
     def intervals_apart(self) -> bool:

@@ -1,7 +1,7 @@
 """Numbers as a person reads them, and the report's plain sentences."""
 
 from training.evaluation.bootstrap import Estimate
-from training.evaluation.scores import Comparison, Scores
+from training.evaluation.scores import FEWEST_FAMILIES, Comparison, Scores
 
 MINUS, DASH = "\u2212", "\u2013"
 
@@ -51,7 +51,7 @@ def tell_domain(scores: Scores, confidence: float) -> str:
     text = (
         f"On {domain.documents:,} documents of the domain that training never saw, the loss "
         f"{_moved(domain)} from {domain.before.value:.3f} to {domain.after.value:.3f} nats per target token "
-        f"({say_change(domain)}; {confidence:.0%} interval {say_change_interval(domain)})."
+        f"({say_change(domain)}; {confidence:.0%} interval {say_change_interval(domain)}){_doubt(domain)}."
     )
     if scores.exact is not None and scores.word_f1 is not None:
         exact, words = scores.exact, scores.word_f1
@@ -76,7 +76,7 @@ def tell_general(scores: Scores, confidence: float) -> str:
         case "better":
             return f"On general text the loss fell {numbers}: nothing was given up there."
         case "unclear":
-            return f"On general text the loss went {numbers}: this cannot be told from chance."
+            return f"On general text the loss went {numbers}{_doubt(general)}."
 
 
 def tell_headline(scores: Scores) -> str:
@@ -87,6 +87,8 @@ def tell_headline(scores: Scores) -> str:
             return f"Held-out loss {say_change(domain)}"
         case "worse":
             return f"Held-out loss rose: {say_change(domain)}"
+        case "unclear" if domain.too_few:
+            return f"Too few unrelated held-out documents to judge: loss {say_change(domain)}"
         case "unclear":
             return "No change that can be told from chance on the held-out documents"
 
@@ -98,4 +100,17 @@ def _moved(comparison: Comparison) -> str:
         case "worse":
             return "rose"
         case "unclear":
-            return "went, by no more than chance could explain,"
+            return "went"
+
+
+def _doubt(comparison: Comparison) -> str:
+    """Say why nothing follows from an interval, in the end of a sentence; nothing where something does."""
+    if comparison.verdict != "unclear":
+        return ""
+    if comparison.too_few:
+        groups = "one group" if comparison.families == 1 else f"{comparison.families} groups"
+        return (
+            f"; they are only {groups} of related documents, too few for this interval to count "
+            f"(wanted: {FEWEST_FAMILIES})"
+        )
+    return "; the interval holds zero, so this cannot be told from chance"

@@ -13,9 +13,10 @@ from training.config.schema import RunConfig
 from training.errors import ModelError
 from training.export.merge import merged_tensors
 from training.export.verify import check_shapes
-from training.model.folder import check_tensors, find_model_folder, read_shapes, scrub_config
+from training.model.folder import check_tensors, read_shapes, scrub_config
 from training.model.kind import AnyModel, base_of
 from training.model.load import DTYPES, four_bit_config, grow_embeddings
+from training.model.place import find_model_folder
 from training.model.quiet import quiet_upstream
 
 

@@ -54,6 +54,7 @@ def find_accounts(
     beside = {
         "steps done again, or not applied": _sum(lines, "step_seconds") - useful,
         "checkpoints": _sum([event for event in events if event["event"] == "saved"], "stall_seconds"),
+        "compiling": _sum(lines, "compile_seconds"),
         "held-out loss": _sum(lines, "evaluation_seconds"),
         "logging": _sum(lines, "logging_seconds"),
     }

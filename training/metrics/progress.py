@@ -146,13 +146,24 @@ def say_event(kind: str, facts: Mapping[str, Any]) -> str:
     return ""
 
 
+_TOLD_BYTES = 2**20 // 10  # less would be read as nothing
+_PARTS_OF_MEMORY = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "buckets": "buckets for reducing gradients",
+    "transit": "offload's own copies and buffers",
+    "buffers": "the model's buffers",
+}
+
+
 def _say_memory(ranks: list[dict[str, int]]) -> str:
-    most = {
-        part: max(rank[part] for rank in ranks) for part in ("weights", "gradients", "optimizer", "buffers")
-    }
-    parts = ", ".join(f"{part} {_say_bytes(count)}" for part, count in most.items())
-    host = max(rank["host"] for rank in ranks)
-    return f"memory of a rank: {parts}" + (f"; {_say_bytes(host)} of it on the host" if host else "")
+    most = {part: max(rank[part] for rank in ranks) for part in ranks[0]}
+    held = {name: most[part] for part, name in _PARTS_OF_MEMORY.items()}
+    parts = ", ".join(f"{name} {_say_bytes(count)}" for name, count in held.items() if count >= _TOLD_BYTES)
+    host = f"; {_say_bytes(most['host'])} of it on the host" if most["host"] else ""
+    disk = f"; {_say_bytes(most['disk'])} on its disk" if most["disk"] else ""
+    return f"memory of a rank: {parts}{host}{disk}"
 
 
 def _say_bytes(count: int) -> str:

@@ -36,7 +36,7 @@ class StepRecord:
     """Target tokens of all ranks in this step."""
 
     step_seconds: float
-    """Wall time of the whole step, waiting for data included, saving a checkpoint not."""
+    """Wall time of the whole step, waiting for data included, saving a checkpoint and compiling not."""
 
     data_wait_seconds: float
     """Part of ``step_seconds`` spent waiting for the next batch."""
@@ -48,6 +48,10 @@ class StepRecord:
     backward_seconds: float = 0.0
     optimizer_seconds: float = 0.0
     """Parts of ``step_seconds``, as ``training.engine.step.StepSeconds`` explains them."""
+
+    compile_seconds: float = 0.0
+    """Wall time that the lead rank spent compiling in this step; not part of ``step_seconds``. Where it waits
+    for another rank that compiles longer, that is part of it."""
 
     collectives_seconds: float = 0.0
     """Time since the last step in the collectives that we call ourselves (counts, norms, verdicts, the stop

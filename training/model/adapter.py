@@ -1,7 +1,6 @@
 """What of a model is trained: all of it but the frozen parts, or an adapter and some whole modules."""
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,10 +8,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from training.config.learning import AdapterConfig
-from training.config.names import nearest
 from training.errors import ModelError, first_line
 from training.model.kind import AnyModel, base_of
 from training.model.quiet import quiet_upstream
+from training.rules.names import all_frozen, check_targets, check_trained_modules, match_frozen
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,17 +24,10 @@ def freeze_parts(base: PreTrainedModel, patterns: Sequence[str]) -> None:
         ModelError: A pattern matches no parameter, or nothing is left to train.
     """
     named = dict(base.named_parameters(remove_duplicate=False))
-    for pattern in patterns:
-        matched = [name for name in named if fnmatchcase(name, pattern)]
-        if not matched:
-            raise ModelError(
-                f"adapter.frozen: {pattern} matches no parameter{nearest(pattern.strip('*.'), named)}; a "
-                "pattern covers the whole name, as *.layers.0.* does"
-            )
-        for name in matched:
-            named[name].requires_grad_(False)
+    for name in match_frozen(patterns, named):
+        named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
-        raise ModelError("adapter.frozen covers every parameter; leave some to train")
+        raise all_frozen()  # the rest is tied to what is frozen
 
 
 def attach_adapter(
@@ -52,8 +44,9 @@ def attach_adapter(
     # With bitsandbytes, which it imports, a fifth of the time that all imports take.
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415
 
-    _check_targets(base, adapter.targets)
-    _check_trained_modules(base, adapter.trained_modules)
+    check_targets(adapter.targets, _name_linear(base))
+    names = [name for name, _ in base.named_parameters(remove_duplicate=False)]
+    check_trained_modules(adapter.trained_modules, names, _name_four_bit(base))
     settings = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
@@ -105,35 +98,13 @@ def _cuda_of(base: nn.Module) -> list[int]:
     return sorted({p.device.index or 0 for p in base.parameters() if p.device.type == "cuda"})
 
 
-def _check_targets(base: PreTrainedModel, targets: str | list[str]) -> None:
-    if isinstance(targets, str):
-        return
+def _name_linear(base: PreTrainedModel) -> list[str]:
     head = base.get_output_embeddings()
-    names = [name for name, module in base.named_modules() if _is_linear(module) and module is not head]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            known = sorted({name.rsplit(".", 1)[-1] for name in names})
-            raise ModelError(
-                f"adapter.targets names {target}, which is no linear layer of the model's body; "
-                f"it has {', '.join(known)}; or use all-linear"
-            )
+    return [name for name, module in base.named_modules() if _is_linear(module) and module is not head]
 
 
-def _check_trained_modules(base: PreTrainedModel, trained: Sequence[str]) -> None:
-    whole = sorted({name.rpartition(".")[0] for name, _ in base.named_parameters(remove_duplicate=False)})
-    for wanted in trained:
-        found = [name for name in whole if name == wanted or name.endswith(f".{wanted}")]
-        if not found:
-            known = sorted({name.rsplit(".", 1)[-1] for name in whole})
-            raise ModelError(
-                f"adapter.trained_modules names {wanted}, which is no module with weights of its own; "
-                f"the model has {', '.join(known)}"
-            )
-        if any(type(base.get_submodule(name)).__name__ == "Linear4bit" for name in found):
-            raise ModelError(
-                f"adapter.trained_modules names {wanted}, which has 4 bits and cannot be trained whole; "
-                "put it among adapter.targets, or use adapter=lora"
-            )
+def _name_four_bit(base: PreTrainedModel) -> set[str]:
+    return {name for name, module in base.named_modules() if type(module).__name__ == "Linear4bit"}
 
 
 def _is_linear(module: nn.Module) -> bool:

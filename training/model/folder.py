@@ -14,36 +14,13 @@ from safetensors import safe_open
 from training.config.learning import ModelConfig
 from training.errors import ModelError, StorageError
 from training.files import sync_file, sync_folder
+from training.model.place import CONFIG, find_model_folder
+from training.model.weights import find_weights
 
-CONFIG = "config.json"
 PROVENANCE = "metier.json"
 
 _STRETCHES = 32
 _STRETCH_BYTES = 4096
-
-
-def find_model_folder(model: ModelConfig) -> str:
-    """Give the folder, or the hub name, from which the model and its tokenizer are loaded.
-
-    Raises:
-        ModelError: The folder is missing, was not written yet, or holds no config.json.
-    """
-    if model.source != "huggingface":
-        folder = Path(model.folder or "")
-        if not (folder / CONFIG).is_file():
-            raise ModelError(
-                f"model.folder={folder} holds no model yet; run `metier prepare` with the same settings first"
-            )
-        return str(folder)
-    name = model.path or ""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / CONFIG).is_file():
-            raise ModelError(f"model.path={name} holds no {CONFIG}; name a Hugging Face model folder")
-        return str(folder)
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
-        raise ModelError(f"model.path={name} does not exist; name a Hugging Face model folder or a hub name")
-    return name
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -85,17 +62,19 @@ def fingerprint_base(model: ModelConfig) -> str:
     """Give a fingerprint of the weights that a run begins with: of other weights it is another.
 
     Of each file its name, its size and some stretches spread over it: training changes all of them, and a
-    large model is not read twice for it. A model of the hub that lies in no folder gives its name.
+    large model is not read twice for it. A model of the hub is looked at in the hub's cache; one that is not
+    there as safetensors gives its name.
 
     Raises:
         ModelError: The folder is missing or cannot be read.
     """
-    folder = Path(find_model_folder(model))
-    if not folder.is_dir():
-        return str(folder)
+    name = find_model_folder(model)
+    files = _find_base_files(name)
+    if not files:
+        return name
     digest = xxhash.xxh3_128()
     try:
-        for path in find_weight_files(folder) or sorted(folder.glob("*.bin")):
+        for path in files:
             size = path.stat().st_size
             digest.update(f"{path.name} {size} ".encode())
             with path.open("rb") as stream:
@@ -103,8 +82,16 @@ def fingerprint_base(model: ModelConfig) -> str:
                     stream.seek(size * number // _STRETCHES)
                     digest.update(stream.read(_STRETCH_BYTES))
     except OSError as error:
-        raise ModelError(f"{folder} cannot be read ({error.strerror})") from None
+        raise ModelError(f"{name} cannot be read ({error.strerror})") from None
     return digest.hexdigest()
+
+
+def _find_base_files(name: str) -> list[Path]:
+    folder = Path(name)
+    if folder.is_dir():
+        return find_weight_files(folder) or sorted(folder.glob("*.bin"))
+    weights = find_weights(name)
+    return sorted({stored.file for stored in weights.tensors.values()}) if weights else []
 
 
 def find_weight_files(folder: Path) -> list[Path]:

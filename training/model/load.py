@@ -13,8 +13,8 @@ from training.errors import ModelError, first_line
 from training.model.activations import checkpoint_activations
 from training.model.adapter import attach_adapter, check_new_rows, freeze_parts
 from training.model.attention import choose_attention, register_attention
-from training.model.folder import find_model_folder
 from training.model.kind import AnyModel
+from training.model.place import find_model_folder
 from training.model.products import widen_products
 from training.model.quiet import quiet_upstream
 from training.model.tokenizer import load_tokenizer

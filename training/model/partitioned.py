@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from training.config.learning import AdapterConfig, ModelConfig
 from training.model.attention import choose_attention, register_attention
 from training.model.empty import build_empty, names_by_parameter
-from training.model.folder import find_model_folder
 from training.model.four_bit import is_four_bit, make_four_bit, quantise
 from training.model.kind import AnyModel
 from training.model.load import (
@@ -29,6 +28,7 @@ from training.model.load import (
     train_parts,
 )
 from training.model.match import check_match, find_obstacle
+from training.model.place import find_model_folder
 from training.model.vocabulary import append_mean_rows, resize_embeddings
 from training.model.weights import WeightFiles, find_weights
 

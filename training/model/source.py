@@ -17,18 +17,15 @@ from training.config.learning import ModelConfig
 from training.errors import ModelError
 from training.files import file_sha256
 from training.model.folder import (
-    CONFIG,
     PROVENANCE,
     check_tensors,
-    find_model_folder,
     scrub_config,
     write_folder,
 )
 from training.model.generation import write_generation_config
+from training.model.place import CONFIG, find_model_folder
 from training.model.quiet import quiet_upstream
 from training.model.tokenizer import build_tokenizer
-
-__all__ = ["find_model_folder", "prepare_model"]
 
 _PACKAGE = "package:"
 

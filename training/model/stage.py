@@ -22,7 +22,7 @@ from training.config.learning import ModelConfig
 from training.config.schema import LoaderConfig
 from training.errors import ModelError, StorageError
 from training.files import file_checksum, sync_folder, write_json
-from training.model.folder import find_model_folder
+from training.model.place import find_model_folder
 
 _RECORD = ".metier_copy.json"
 _PARTIAL = ".partial"

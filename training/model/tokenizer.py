@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from training.config.learning import ModelConfig
 from training.errors import ModelError
 from training.model.byte_tokenizer import END_OF_TEXT, build_byte_tokenizer
-from training.model.folder import find_model_folder
+from training.model.place import find_model_folder
 from training.model.quiet import quiet_upstream
 from training.model.vocabulary import add_tokens
 

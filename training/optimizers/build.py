@@ -1,6 +1,5 @@
 """The optimizer over the trained parameters: which of them decay, and at which rate each learns."""
 
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,6 +10,7 @@ from training.config.learning import OptimizerConfig
 from training.errors import ConfigError
 from training.optimizers.lion import Lion
 from training.optimizers.muon import MATRICES, Muon
+from training.rules.names import check_rate_factors
 
 RATE_FACTOR = "rate_factor"
 """Key of a parameter group: what the schedule's rate is multiplied with for it."""
@@ -58,14 +58,12 @@ def group_parameters(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     factors = config.rate_factors
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     outer = _find_embeddings(model)
-    used: set[str] = set()
     names = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         names.append(name)
         pattern = next((each for each in factors if fnmatchcase(name, each)), None)
-        used |= {each for each in factors if fnmatchcase(name, each)}
         # A parameter that ZeRO-3 cut when it was made is flat; it knows the shape that it had.
         is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
         decay = config.weight_decay if is_matrix else 0.0
@@ -74,7 +72,7 @@ def group_parameters(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         groups.setdefault((decay, factor, is_stepped_whole), []).append(parameter)
     if not groups:
         raise ConfigError("the model has no trainable parameter; check adapter.targets")
-    _check_patterns(factors, used, names)
+    check_rate_factors(factors, names)
     return [
         {"params": parameters, "weight_decay": decay, RATE_FACTOR: factor, MATRICES: is_stepped_whole}
         for (decay, factor, is_stepped_whole), parameters in groups.items()
@@ -98,15 +96,6 @@ def _find_embeddings(model: nn.Module) -> set[int]:
         modules.append(find_head())
     found = {id(parameter) for module in modules for parameter in module.parameters()}
     return found | {id(p) for name, p in model.named_parameters() if "lora_embedding_" in name}
-
-
-def _check_patterns(factors: Mapping[str, float], used: set[str], names: list[str]) -> None:
-    for pattern in factors:
-        if pattern not in used:
-            raise ConfigError(
-                f"optimizer.rate_factors.{pattern} matches no trained parameter, the first of which is "
-                f"{names[0]}; a pattern covers the whole name, as *lora_B* does"
-            )
 
 
 def _build_deepspeed_adam(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:

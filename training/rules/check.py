@@ -130,6 +130,12 @@ def _check_loop(config: RunConfig) -> None:
             f"loop.sample_documents={config.loop.sample_documents} are answered at each measurement of the "
             "held-out loss, and there are none; set loop.evaluate_every_steps"
         )
+    if config.loop.sample_documents > config.loop.held_out_documents:
+        raise ConfigError(
+            f"loop.sample_documents={config.loop.sample_documents} are taken from "
+            f"loop.held_out_documents={config.loop.held_out_documents}; ask for so many at most, or "
+            "raise that"
+        )
     if config.loop.sample_top_p < 1 and config.loop.sample_temperature == 0:
         raise ConfigError(
             f"loop.sample_top_p={config.loop.sample_top_p} chooses what tokens are drawn from, and none are; "

@@ -15,11 +15,12 @@ from training.checkpoint.fence import claim_incarnation
 from training.checkpoint.retention import Retention
 from training.checkpoint.store import CheckpointStore
 from training.collectives import from_lead, gather_over_ranks, leave, take_blocked_seconds
-from training.config.freeze import read_frozen
+from training.config.freeze import MODEL_REVISION, note_version, read_frozen
 from training.config.schema import RunConfig
+from training.data.corpus.manifest import check_settings
 from training.data.order.plan import open_plan
 from training.data.reading.loader import BatchStream, build_stream
-from training.data.reading.reader import Corpus, check_settings, check_tokenizer, open_corpus
+from training.data.reading.reader import Corpus, check_tokenizer, open_corpus
 from training.early_stop import HeldOutLoss
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.engine.partition import build_share
@@ -36,6 +37,7 @@ from training.model.arithmetic import flops_per_token, peak_flops
 from training.model.folder import fingerprint_base
 from training.model.inputs import Batch
 from training.model.kind import AnyModel
+from training.model.place import find_revision
 from training.model.self_test import CUTS, measure_isolation, refuse_leak
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.outcome import Outcome, write_outcome
@@ -86,6 +88,8 @@ def _run(layout: RunLayout, config: RunConfig, ranks: Ranks) -> int:
     incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
     stop = StopFlag(place.device)
     model, why_whole = build_share(config, place)
+    if ranks.is_lead and (revision := find_revision(config.model)):
+        note_version(layout.config, MODEL_REVISION, revision)
     metrics = _open_metrics(layout, config, place, incarnation, _flops_per_token(config, model, corpus))
     try:
         if why_whole is not None:
@@ -199,9 +203,14 @@ def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: in
         corpus=corpus.manifest.fingerprint,
         base=from_lead(fingerprint_base(config.model) if ranks.is_lead else ""),
         keep=Retention(newest=config.loop.keep_checkpoints, every_steps=config.loop.keep_every_steps),
-        versions={name: version(name) for name in _PACKAGES},
+        versions=_find_versions(config),
         tensor_parallel_size=config.strategy.tensor_parallel_size,
     )
+
+
+def _find_versions(config: RunConfig) -> dict[str, str]:
+    revision = find_revision(config.model)
+    return {name: version(name) for name in _PACKAGES} | ({MODEL_REVISION: revision} if revision else {})
 
 
 def _open_metrics(

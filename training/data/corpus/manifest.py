@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,6 +193,50 @@ def describe_settings(data: DataConfig) -> dict[str, Any]:
         for name, source in sources
     }
     return settings
+
+
+def check_settings(manifest: Manifest, data: DataConfig) -> None:
+    """Make sure that the corpus was prepared with these settings: another redaction is another corpus.
+
+    Raises:
+        DataError: It was not; the first setting that differs is named.
+    """
+    wanted = describe_settings(data)
+    different = next(_differences(manifest.settings, wanted, "data"), None)
+    if different is not None:
+        path, found, given = different
+        raise DataError(
+            f"{path}: the corpus in {data.path} was prepared with {found}, this run says {given}; run "
+            "`metier prepare` with this run's settings, or take them back"
+        )
+
+
+def _differences(prepared: Any, wanted: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    """Yield each setting that differs: its path, and both values as they are typed."""
+    if isinstance(prepared, dict) and isinstance(wanted, dict):
+        for key in sorted({*prepared, *wanted}):
+            if key in prepared and key in wanted:
+                yield from _differences(prepared[key], wanted[key], f"{path}.{key}")
+            else:
+                there = "something" if key in prepared else "nothing"
+                yield f"{path}.{key}", there, "something" if key in wanted else "nothing"
+    elif prepared != wanted:
+        yield path, json.dumps(prepared, ensure_ascii=False), json.dumps(wanted, ensure_ascii=False)
+
+
+def few_held_out(path: str, documents: int, passed_over: int) -> DataError:
+    """Say that a corpus holds out no more documents than `metier evaluate` takes.
+
+    Args:
+        path: Of the corpus.
+        documents: How many it holds out.
+        passed_over: ``evaluation.held_out_documents``.
+    """
+    return DataError(
+        f"{path} holds out {documents} documents, and `metier evaluate` takes the first {passed_over} of "
+        "them; lower evaluation.held_out_documents, or raise data.held_out_fraction and run `metier prepare` "
+        "again"
+    )
 
 
 def seal_manifest(manifest: Manifest) -> Manifest:

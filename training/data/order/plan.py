@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from training.files import file_checksum, sync_file, sync_folder
 
 COUNTS = "counts.json"
 SHARD_ROWS, ROW_BOUNDS, BEGINS, ENDS = "shard_rows.npy", "row_bounds.npy", "begins.npy", "ends.npy"
+_UNREADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError)
 ARRAYS = (SHARD_ROWS, ROW_BOUNDS, BEGINS, ENDS)
 
 
@@ -134,6 +135,16 @@ def open_plan(corpus: PackedCorpus, sequence_length: int, long_documents: LongDo
     return plan
 
 
+def read_counts(
+    plans: Path, record: SplitRecord, sequence_length: int, long_documents: LongDocuments
+) -> dict[str, PackingCounts] | None:
+    """Read what packing came to, by source, where a plan is kept in ``plans``; None where there is none."""
+    try:
+        return _read_counts(plans / _name_plan(record, sequence_length, long_documents))[1]
+    except _UNREADABLE:
+        return None
+
+
 def _name_plan(record: SplitRecord, sequence_length: int, long_documents: LongDocuments) -> str:
     shards = [(shard.checksum, shard.documents, shard.source) for shard in record.shards]
     key = json.dumps([PACKER_VERSION, sequence_length, long_documents, record.lengths.checksum, shards])
@@ -213,8 +224,7 @@ def _namer(corpus: PackedCorpus, first: int) -> Callable[[int], str]:
 def _load_plan(folder: Path) -> RowPlan | None:
     """Read a plan; None where there is none, or a damaged one."""
     try:
-        facts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
-        by_source = {source: PackingCounts(**counts) for source, counts in facts["by_source"].items()}
+        facts, by_source = _read_counts(folder)
         sequence_length = int(facts["sequence_length"])
         shard_rows = np.load(folder / SHARD_ROWS, allow_pickle=False)
         # As plain arrays: slices of np.memmap are some ten times slower.
@@ -224,7 +234,7 @@ def _load_plan(folder: Path) -> RowPlan | None:
         )
         # A plan with a flipped bit would cut documents at wrong places, and nobody would see it.
         whole = facts["checksums"] == {name: file_checksum(folder / name) for name in ARRAYS}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError):
+    except _UNREADABLE:
         whole = False
     if not whole:
         return None
@@ -237,6 +247,11 @@ def _load_plan(folder: Path) -> RowPlan | None:
         begins=begins,
         ends=ends,
     )
+
+
+def _read_counts(folder: Path) -> tuple[dict[str, Any], dict[str, PackingCounts]]:
+    facts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
+    return facts, {source: PackingCounts(**counts) for source, counts in facts["by_source"].items()}
 
 
 class _Column:

@@ -1,26 +1,22 @@
 """Reads a prepared corpus: memory-mapped shards, each verified once, in place or through a node's cache."""
 
-import json
 import mmap
 import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from training.config.schema import LoaderConfig
-from training.config.sources import DataConfig
 from training.data.corpus.manifest import (
     Manifest,
     Split,
     SplitRecord,
-    describe_settings,
     parse_manifest,
     read_manifest,
 )
@@ -192,35 +188,6 @@ def check_tokenizer(manifest: Manifest, fingerprint: str, path: str) -> None:
             f"data.path={path} was prepared with another tokenizer or chat template than the model's; "
             "run `metier prepare` again"
         )
-
-
-def check_settings(manifest: Manifest, data: DataConfig) -> None:
-    """Make sure that the corpus was prepared with these settings: another redaction is another corpus.
-
-    Raises:
-        DataError: It was not; the first setting that differs is named.
-    """
-    wanted = describe_settings(data)
-    different = next(_differences(manifest.settings, wanted, "data"), None)
-    if different is not None:
-        path, found, given = different
-        raise DataError(
-            f"{path}: the corpus in {data.path} was prepared with {found}, this run says {given}; run "
-            "`metier prepare` with this run's settings, or take them back"
-        )
-
-
-def _differences(prepared: Any, wanted: Any, path: str) -> Iterator[tuple[str, str, str]]:
-    """Yield each setting that differs: its path, and both values as they are typed."""
-    if isinstance(prepared, dict) and isinstance(wanted, dict):
-        for key in sorted({*prepared, *wanted}):
-            if key in prepared and key in wanted:
-                yield from _differences(prepared[key], wanted[key], f"{path}.{key}")
-            else:
-                there = "something" if key in prepared else "nothing"
-                yield f"{path}.{key}", there, "something" if key in wanted else "nothing"
-    elif prepared != wanted:
-        yield path, json.dumps(prepared, ensure_ascii=False), json.dumps(wanted, ensure_ascii=False)
 
 
 def _plans(local: CorpusLayout | None, manifest: Manifest, cache: Path | None) -> Path:
