@@ -1,6 +1,7 @@
 """What can be known before anything starts: are the devices, the corpus and the model there?"""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from training.files import is_url
 from training.layout import CorpusLayout
 from training.model.arithmetic import check_heads, check_tensor_cut
 from training.model.place import CONFIG, find_model_folder, find_snapshot
+from training.model.provenance import check_source, describe_source
 from training.model.stored_names import read_stored_names
 from training.rules.names import check_rate_factors, check_targets, check_trained_modules, match_frozen
 
@@ -42,6 +44,22 @@ def check_devices(cluster: ClusterConfig, devices: Path = _DEVICES) -> None:
         )
 
 
+def check_swap_folder(config: RunConfig) -> None:
+    """Refuse a folder to swap into that is not there, where this machine is the only node.
+
+    Raises:
+        ClusterError: It is missing, or may not be written to.
+    """
+    path = config.strategy.nvme_path
+    if not config.strategy.swaps_to_disk or path is None or config.cluster.nodes > 1:
+        return
+    if not (Path(path).is_dir() and os.access(path, os.W_OK)):
+        raise ClusterError(
+            f"strategy.nvme_path={path} is no folder that can be written to here; make it, or name another "
+            "on this machine's own fast disk"
+        )
+
+
 def check_prepared(config: RunConfig) -> None:
     """Make sure that `metier prepare` has been run.
 
@@ -69,11 +87,14 @@ def check_model(config: RunConfig) -> None:
     """Refuse what the model's own shape rules out, where its folder can be seen from here.
 
     Raises:
-        ModelError: There is no such model, or its heads cannot be shared out over the ranks of a team.
+        ModelError: There is no such model, it was made of something else, or its heads cannot be shared out
+            over the ranks of a team.
     """
     folder = find_model_here(config.model)
     if folder is None:
         return
+    if config.model.source != "huggingface":
+        check_source(folder, describe_source(config.model))
     architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     architecture = architecture.get("text_config", architecture)
     if "num_attention_heads" in architecture:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.checks import check_devices, check_model, check_prepared, look_ahead
+from launcher.checks import check_devices, check_model, check_prepared, check_swap_folder, look_ahead
 from launcher.commands import child_variables, count_cores, merge_environment, module_command
 from launcher.compose import Composed
 from launcher.dry_run import describe_command, describe_hosts, describe_training
@@ -14,8 +14,10 @@ from launcher.local import Ending, train_here
 from launcher.processes import run_here
 from launcher.run_directory import check_same_run, find_layout, freeze_run, recall_run
 from launcher.versions import find_versions
+from training.batch import plan_run
 from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
+from training.deepspeed_config import build_deepspeed_config
 from training.errors import EXIT_OK, ClusterError
 
 _CORPUS_MODULES = {"prepare": "training.prepare", "audit": "training.audit"}
@@ -51,10 +53,12 @@ def run_verb(verb: str, composed: Composed, overridden: Sequence[str]) -> Ending
 
 def _train(config: RunConfig, *, dry_run: bool) -> Ending:
     check_model(config)
+    build_deepspeed_config(config, plan_run(config))  # refuses keys of strategy.deepspeed_extra
     check_same_run(config)
     if dry_run:
         return _say(describe_training(config, look_ahead(config, write=False)))
     check_devices(config.cluster)
+    check_swap_folder(config)
     check_prepared(config)
     look_ahead(config, write=True)
     layout = freeze_run(config)

@@ -192,3 +192,27 @@ def test_names_that_transformers_may_change_are_not_judged(
 
     assert main(["train", *words, "adapter.frozen=[*experts*]"]) == 0
     assert "adapter.frozen: what the model's parameters are called is known when" in capsys.readouterr().out
+
+
+def test_a_folder_that_was_made_of_another_architecture_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["dry_run=true"]):
+        words = ["train", "experiment=tiny_smoke", "model.architecture.num_hidden_layers=8", "name=deeper"]
+        assert main([*words, *more]) == 2
+        assert (
+            "was made with architecture={'num_hidden_layers': 4}, wanted "
+            "architecture={'num_hidden_layers': 8}; name another model.folder or remove this one"
+        ) in capsys.readouterr().err
+    assert not (folder / "runs" / "deeper").exists()
+
+
+def test_what_deepspeed_would_not_be_told_and_a_missing_disk_leave_no_run_behind(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "experiment=tiny_smoke", "name=refused"]
+    assert main([*words, "+strategy.deepspeed_extra.zero_optimization.offload_param.buffer_count=5"]) == 2
+    assert "strategy.deepspeed_extra.zero_optimization belongs to" in capsys.readouterr().err
+    assert main([*words, "strategy=zero3_nvme", "strategy.nvme_path=/nowhere"]) == 2
+    assert "strategy.nvme_path=/nowhere is no folder that can be written to here" in capsys.readouterr().err
+    assert not (folder / "runs" / "refused").exists()

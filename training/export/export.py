@@ -24,8 +24,9 @@ from training.export.verify import (
 from training.export.write import merge_into_original, name_base, reload, write_adapter, write_merged
 from training.layout import RunLayout
 from training.model.attention import generating
-from training.model.folder import PROVENANCE, fingerprint_base, write_folder
+from training.model.folder import fingerprint_base, write_folder
 from training.model.generation import write_generation_config
+from training.model.provenance import PROVENANCE
 from training.model.quiet import quiet_upstream
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.model.trained import load_trained_model

@@ -17,8 +17,6 @@ from training.files import sync_file, sync_folder
 from training.model.place import CONFIG, find_model_folder
 from training.model.weights import find_weights
 
-PROVENANCE = "metier.json"
-
 _STRETCHES = 32
 _STRETCH_BYTES = 4096
 

@@ -17,13 +17,13 @@ from training.config.learning import ModelConfig
 from training.errors import ModelError
 from training.files import file_sha256
 from training.model.folder import (
-    PROVENANCE,
     check_tensors,
     scrub_config,
     write_folder,
 )
 from training.model.generation import write_generation_config
 from training.model.place import CONFIG, find_model_folder
+from training.model.provenance import PROVENANCE, check_source, describe_source
 from training.model.quiet import quiet_upstream
 from training.model.tokenizer import build_tokenizer
 
@@ -50,9 +50,9 @@ def prepare_model(model: ModelConfig, seed: int) -> Path:
     if model.source == "huggingface":
         return Path(find_model_folder(model))
     folder = Path(model.folder or "")
-    record = _describe(model, seed)
+    record = describe_source(model) | ({"seed": seed} if model.source == "scratch" else {})
     if (folder / CONFIG).is_file():
-        _check_same(folder, record)
+        check_source(folder, record)
         return folder
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ModelError(
@@ -64,34 +64,6 @@ def prepare_model(model: ModelConfig, seed: int) -> Path:
     else:
         _write_scratch(folder, model, seed, record)
     return folder
-
-
-def _describe(model: ModelConfig, seed: int) -> dict[str, Any]:
-    """Name what a folder was made of, without a path of this machine."""
-    if model.source == "gguf":
-        return {"source": "gguf", "file": (model.path or "").rsplit("/", 1)[-1]}
-    return {
-        "source": "scratch",
-        "architecture": model.architecture,
-        "tokenizer": (model.tokenizer or "").rsplit("/", 1)[-1],
-        "seed": seed,
-    }
-
-
-def _check_same(folder: Path, record: dict[str, Any]) -> None:
-    try:
-        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        raise ModelError(
-            f"model.folder={folder} holds a model that `metier prepare` did not write; name another "
-            f"folder, or use it as it is with model.source=huggingface model.path={folder}"
-        ) from None
-    for key, wanted in record.items():
-        if found.get(key) != wanted:
-            raise ModelError(
-                f"model.folder={folder} was made with {key}={found.get(key)}, wanted {key}={wanted}; "
-                "name another model.folder or remove this one"
-            )
 
 
 def _find_gguf(path: str) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -38,6 +39,7 @@ from training.model.folder import fingerprint_base
 from training.model.inputs import Batch
 from training.model.kind import AnyModel
 from training.model.place import find_revision
+from training.model.provenance import check_source, describe_source
 from training.model.self_test import CUTS, measure_isolation, refuse_leak
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.outcome import Outcome, write_outcome
@@ -81,6 +83,8 @@ def _run(layout: RunLayout, config: RunConfig, ranks: Ranks) -> int:
         make_deterministic()
     place = take_place(config, ranks)
     corpus = open_corpus(config.data.path, "train", config.loader)
+    if config.model.source != "huggingface":
+        check_source(Path(config.model.folder or ""), describe_source(config.model))
     check_tokenizer(corpus.manifest, tokenizer_fingerprint(load_tokenizer(config.model)), config.data.path)
     check_settings(corpus.manifest, config.data)
     rows = open_plan(corpus, config.batch.sequence_length, config.data.long_documents)
