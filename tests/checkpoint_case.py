@@ -53,10 +53,10 @@ def at(step: int) -> Progress:
 def open_store(root: Path, engine: Any, config: RunConfig, place: Any, events: Events | None = None) -> Any:
     """Open the checkpoints of a run that is this engine's, as the worker does. Collective."""
     from training.checkpoint.commit import Lineage
-    from training.checkpoint.fence import claim_incarnation
     from training.checkpoint.retention import Retention
     from training.checkpoint.store import CheckpointStore
     from training.collectives import from_lead
+    from training.fence import claim_incarnation
 
     layout = RunLayout(root)
     lineage = Lineage(

@@ -7,10 +7,10 @@ import torch
 
 from tests.checkpoint_case import Events
 from training.checkpoint.commit import Lineage
-from training.checkpoint.fence import claim_incarnation
 from training.checkpoint.retention import Retention
 from training.checkpoint.store import CheckpointStore
 from training.collectives import from_lead
+from training.fence import claim_incarnation
 from training.fragments.fragment import Fragment, read_into
 from training.fragments.reader import FragmentReader
 from training.fragments.runs import Stretch

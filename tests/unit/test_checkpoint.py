@@ -11,10 +11,10 @@ import torch
 
 from tests.checkpoint_case import Events, at
 from tests.fake_run import FakeEngine, open_fake_store
-from training.checkpoint.fence import FencedError, claim_incarnation
 from training.checkpoint.load import find_checkpoint
 from training.checkpoint.manifest import list_checkpoints
 from training.errors import CheckpointError, StorageError
+from training.fence import FencedError, claim_incarnation
 from training.layout import ASKED, RunLayout
 from training.metrics.goodput import read_first_start
 from training.progress import Memory, Progress

@@ -94,6 +94,7 @@ def test_a_spike_rolls_back_to_the_last_regular_checkpoint_and_goes_on_past_its_
     assert fake.rates == [0, 1, 2, 3, 4, 3, 4, 5, 6]
     assert fake.events == ["rolled_back"]
     assert fake.facts[0]["to_step"] == 3
+    assert [(moment.step, moment.samples_seen) for moment in fake.rewound] == [(3, 24)]
     assert progress.memory.skipped_steps == 1
 
 

@@ -11,13 +11,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.checkpoint.fence import FencedError, check_fence
 from training.checkpoint.load import set_aside
 from training.checkpoint.manifest import MANIFEST, FileRecord, Manifest
 from training.checkpoint.retention import STAGING, Retention, prune, sweep
 from training.checkpoint.share import Share, write_durably, write_share
 from training.collectives import Council
 from training.errors import StorageError
+from training.fence import FencedError, check_fence
 from training.files import sync_folder
 from training.fragments.index import INDEX, Piece, build_index, dump_index
 from training.layout import RunLayout
@@ -70,8 +70,9 @@ def write_checkpoint(
     checkpoints, step = lineage.layout.checkpoints, moment.progress.step
     staging = checkpoints / f"{STAGING}{step:08d}_{lineage.incarnation}"
     sizes = council.gather(0 if isinstance(share, StorageError) else share.size)
-    problem = _make_room(staging, sum(sizes)) if lineage.ranks.is_lead else None
-    problem = council.from_lead(problem)
+    problem = council.from_lead(_begin(staging, sum(sizes), lineage) if lineage.ranks.is_lead else None)
+    if isinstance(problem, FencedError):
+        return problem
     answers = council.gather_to_lead(_write_own(staging, share, lineage.ranks.rank, problem))
     verdict: StorageError | FencedError | None = None
     if lineage.ranks.is_lead:
@@ -86,6 +87,15 @@ def write_checkpoint(
             with contextlib.suppress(OSError):
                 prune(checkpoints, lineage.keep)
     return council.from_lead(verdict)
+
+
+def _begin(staging: Path, wanted: int, lineage: Lineage) -> str | FencedError | None:
+    """Make room unless a newer start has taken over: what lies about may be what that one is writing."""
+    try:
+        check_fence(lineage.layout.incarnations, lineage.incarnation)
+    except FencedError as error:
+        return error
+    return _make_room(staging, wanted)
 
 
 def _make_room(staging: Path, wanted: int) -> str | None:

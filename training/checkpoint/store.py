@@ -20,6 +20,7 @@ from training.checkpoint.manifest import Manifest, list_checkpoints, read_manife
 from training.checkpoint.share import HostBuffer, Share, mark_ready, plan_share
 from training.collectives import Council, from_lead, gather_over_ranks
 from training.errors import CheckpointError, MetierError, StorageError, first_line
+from training.fence import FencedError, check_fence
 from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
 from training.progress import Memory, Progress
@@ -139,6 +140,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: There are checkpoints but none can be read, or they belong to another corpus
                 or model.
+            FencedError: A newer start has taken the run over.
         """
         self._land()
         folders = from_lead(list_checkpoints(self._lineage.layout.checkpoints))
@@ -227,6 +229,8 @@ class CheckpointStore:
             }
             self._reporter.event("saved", step=step, **facts)
             return
+        if isinstance(flight.problem, FencedError):
+            raise flight.problem
         self._reporter.event("save_failed", step=step, reason=str(flight.problem))
         if must_succeed or not isinstance(flight.problem, StorageError):
             raise flight.problem
@@ -242,11 +246,19 @@ class CheckpointStore:
         return None
 
     def _reject(self, folder: Path, reason: str) -> None:
-        if self._lineage.ranks.is_lead:
-            kept = set_aside(folder)
-            self._reporter.event("checkpoint_rejected", checkpoint=folder.name, reason=reason, kept=kept.name)
-            self._reporter.event("note", text=f"{reason}; set aside as {kept.name}")
-        gather_over_ranks(None)
+        problem = from_lead(self._set_aside(folder, reason) if self._lineage.ranks.is_lead else None)
+        if problem is not None:
+            raise problem
+
+    def _set_aside(self, folder: Path, reason: str) -> FencedError | None:
+        try:
+            check_fence(self._lineage.layout.incarnations, self._lineage.incarnation)
+        except FencedError as error:
+            return error
+        kept = set_aside(folder)
+        self._reporter.event("checkpoint_rejected", checkpoint=folder.name, reason=reason, kept=kept.name)
+        self._reporter.event("note", text=f"{reason}; set aside as {kept.name}")
+        return None
 
     def _tell_cut(self, manifest: Manifest) -> None:
         lineage = self._lineage

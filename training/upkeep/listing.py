@@ -9,7 +9,7 @@ from training.checkpoint.retention import STAGING, Retention, choose_surplus, pr
 from training.config.freeze import read_frozen
 from training.errors import CheckpointError
 from training.layout import RunLayout
-from training.metrics.journal import read_journal
+from training.metrics.lines import read_lines
 
 _HEAD = ("step", "samples", "loss", "score", "ranks", "stage", "size", "state")
 
@@ -19,7 +19,7 @@ def show_checkpoints(layout: RunLayout) -> bool:
 
     Reads manifests and sizes; the bytes themselves are read by ``verify``. False when one is damaged.
     """
-    losses = {line["step"]: line.get("loss") for line in read_journal(layout.metrics)}
+    losses = {line["step"]: line.get("loss") for line in read_lines(layout.metrics)}
     best = _find_best(layout)
     folders = list_checkpoints(layout.checkpoints)
     rows = [_describe(folder, losses.get(read_step(folder)), best) for folder in folders]
