@@ -24,7 +24,7 @@ def run_checkpoints(words: Sequence[str]) -> int:
         ConfigError: The words name no run or no action.
     """
     plain = [word for word in words if "=" not in word]
-    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    settings = _read_settings(words)
     root = _find_run(plain)
     action = plain[1] if plain[1:] else "list"
     if action not in ACTIONS:
@@ -40,10 +40,19 @@ def run_checkpoints(words: Sequence[str]) -> int:
     if step and not step.isdecimal():
         raise ConfigError(f"step={step}: wanted a number of steps")
     command = [sys.executable, "-m", "training.upkeep", str(root), action]
-    if settings.get("to") and not step:
-        raise ConfigError("to=FOLDER needs step=N: say which checkpoint")
-    command += [value for value in (step, settings.get("to", "")) if value]
+    # An empty step is the newest.
+    command += [step, settings["to"]] if settings.get("to") else [step]
     return run_here(command, merge_environment(os.environ, package_variables()))
+
+
+def _read_settings(words: Sequence[str]) -> dict[str, str]:
+    pairs = [word.split("=", 1) for word in words if "=" in word]
+    settings: dict[str, str] = {}
+    for key, value in pairs:
+        if key in settings:
+            raise ConfigError(f"{key}={settings[key]} {key}={value}: say {key} once")
+        settings[key] = value
+    return settings
 
 
 def _find_run(plain: Sequence[str]) -> Path:

@@ -49,6 +49,11 @@ def freeze_run(config: RunConfig) -> RunLayout:
         refuse_differences(frozen, config)
         if _dump(frozen) == _dump(config):
             return layout
+    elif any(layout.checkpoints.glob("step_*")):
+        raise ConfigError(
+            f"{layout.root} has checkpoints and no run.json, which says whose they are; put it back, or give "
+            "another name=..."
+        )
     write_frozen(layout.config, config, find_versions())
     return layout
 

@@ -36,7 +36,13 @@ class Lineage:
     zero_stage: int
     """The one that was really carried out."""
 
+    run: str
+    """The run's id, as run.json has it."""
+
     incarnation: int
+    optimizer: str
+    """Its kind."""
+
     corpus: str
     """The corpus's fingerprint: a position means nothing in another corpus."""
 
@@ -147,7 +153,9 @@ def _commit(
         world_size=lineage.ranks.world_size,
         zero_stage=lineage.zero_stage,
         tensor_parallel_size=lineage.tensor_parallel_size,
+        run=lineage.run,
         incarnation=lineage.incarnation,
+        optimizer=lineage.optimizer,
         corpus=lineage.corpus,
         base=lineage.base,
         score=moment.score,

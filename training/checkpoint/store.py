@@ -15,7 +15,15 @@ from typing import Protocol
 import torch
 
 from training.checkpoint.commit import Lineage, Moment, write_checkpoint
-from training.checkpoint.load import check_base, check_corpus, list_damaged, read_files, read_step, set_aside
+from training.checkpoint.load import (
+    check_base,
+    check_corpus,
+    check_optimizer,
+    list_damaged,
+    read_files,
+    read_step,
+    set_aside,
+)
 from training.checkpoint.manifest import Manifest, list_checkpoints, read_manifest, verify_files
 from training.checkpoint.share import HostBuffer, Share, mark_ready, plan_share
 from training.collectives import Council, from_lead, gather_over_ranks
@@ -153,6 +161,7 @@ class CheckpointStore:
             manifest = read_manifest(folder)
             check_corpus(folder, self._lineage.corpus)
             check_base(folder, self._lineage.base)
+            check_optimizer(folder, self._lineage.optimizer)
             with FragmentReader(folder) as reader:
                 self._engine.load(reader)
             self._tell_cut(manifest)
@@ -240,7 +249,7 @@ class CheckpointStore:
         """Verify every so-many-th file, so that the ranks together read each once; say what is wrong."""
         ranks = self._lineage.ranks
         try:
-            verify_files(folder, read_files(folder)[ranks.rank :: ranks.world_size])
+            verify_files(folder, read_files(folder, self._lineage.run)[ranks.rank :: ranks.world_size])
         except CheckpointError as error:
             return str(error)
         return None

@@ -14,7 +14,7 @@ from training.checkpoint.commit import Lineage
 from training.checkpoint.retention import Retention
 from training.checkpoint.store import CheckpointStore
 from training.collectives import from_lead, gather_over_ranks, leave, take_blocked_seconds
-from training.config.freeze import read_frozen
+from training.config.freeze import read_frozen, read_run_id
 from training.config.schema import RunConfig
 from training.data.order.plan import open_plan
 from training.data.reading.loader import BatchStream, build_stream
@@ -205,7 +205,9 @@ def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: in
         layout=layout,
         ranks=ranks,
         zero_stage=effective_stage(config.strategy.zero_stage, config.precision),
+        run=read_run_id(layout.config),
         incarnation=incarnation,
+        optimizer=config.optimizer.kind,
         corpus=corpus.manifest.fingerprint,
         base=from_lead(fingerprint_base(config.model) if ranks.is_lead else ""),
         keep=Retention(newest=config.loop.keep_checkpoints, every_steps=config.loop.keep_every_steps),
