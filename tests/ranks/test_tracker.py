@@ -1,5 +1,6 @@
 """W&B behind its helper process: no server, a silent one, or a dead helper ever reaches the training."""
 
+import fcntl
 import json
 import os
 import re
@@ -113,6 +114,23 @@ def test_a_resumed_run_keeps_its_id_and_sends_no_step_twice(tmp_path: Path) -> N
     run_id = (layout.tracker / "wandb_id").read_text().strip()
     assert re.fullmatch(r"[a-z0-9]{8}", run_id)
     assert read_offline_steps(layout) == [(run_id, step) for step in range(1, 31)]
+
+
+def test_the_next_starts_helper_waits_for_that_of_a_killed_start_and_goes_on_behind(
+    tmp_path: Path,
+) -> None:
+    layout = new_run(tmp_path, "offline")
+    write_steps(layout, 1, 12)
+    layout.tracker.mkdir()
+    with (layout.tracker / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        handle = start_tracker(layout)
+        # "->" is a lock that is waited for; see proc_locks(5).
+        wait_for(Path("/proc/locks"), f"-> FLOCK  ADVISORY  WRITE {handle.pid} ")
+        (layout.tracker / "sent.json").write_text('{"offline": 10}')
+    wait_for(layout.logs / "tracker.log", "is open (offline)")
+    handle.close(60)
+    assert [step for _, step in read_offline_steps(layout)] == [11, 12]
 
 
 def test_a_step_that_is_taken_again_after_a_roll_back_is_a_row_of_its_own(tmp_path: Path) -> None:
