@@ -1,5 +1,6 @@
 """Which checkpoint to read: the newest that verifies."""
 
+import re
 from pathlib import Path
 
 from training.checkpoint.manifest import FileRecord, list_checkpoints, read_manifest, verify_files
@@ -9,6 +10,7 @@ from training.files import sync_folder
 from training.layout import RunLayout
 
 _DAMAGED = "damaged_"
+_SET_ASIDE = re.compile(rf"{_DAMAGED}step_(\d+)")
 
 
 def find_checkpoint(layout: RunLayout, step: int | None) -> Path:
@@ -117,7 +119,7 @@ def check_base(folder: Path, fingerprint: str) -> None:
 
 def list_damaged(checkpoints: Path) -> list[Path]:
     """List what ``set_aside`` moved out of the way."""
-    return sorted(checkpoints.glob(f"{_DAMAGED}*"))
+    return sorted(path for path in checkpoints.glob(f"{_DAMAGED}*") if _SET_ASIDE.match(path.name))
 
 
 def _name_damaged(checkpoints: Path) -> str:
@@ -127,7 +129,7 @@ def _name_damaged(checkpoints: Path) -> str:
 
 def read_damaged_step(folder: Path) -> int:
     """Read the step from the name that ``set_aside`` gave."""
-    return int(folder.name.removeprefix(f"{_DAMAGED}step_").split("_")[0])
+    return int(_SET_ASIDE.findall(folder.name)[0])
 
 
 def set_aside(folder: Path) -> Path:
