@@ -18,7 +18,8 @@ def run_checkpoints(words: Sequence[str]) -> int:
     """Do what the words say; give the exit code.
 
     Args:
-        words: A run's folder, or its name in ``runs``; an action; ``step=N`` and ``to=FOLDER`` for some.
+        words: A run's folder, or its name in ``runs``; an action; ``step=N``, ``to=FOLDER`` and
+            ``damaged=all`` for some.
 
     Raises:
         ConfigError: The words name no run or no action.
@@ -31,7 +32,7 @@ def run_checkpoints(words: Sequence[str]) -> int:
         raise ConfigError(f"{action} is no action{nearest(action, ACTIONS)}; wanted {', '.join(ACTIONS)}")
     if plain[2:]:
         raise ConfigError(f"{plain[2]}: one action at a time; a setting is step=N or to=FOLDER")
-    wanted = {"verify": {"step"}, "convert": {"step", "to"}}.get(action, set())
+    wanted = {"verify": {"step"}, "prune": {"damaged"}, "convert": {"step", "to"}}.get(action, set())
     for key in settings:
         if key not in wanted:
             known = ", ".join(sorted(wanted)) or "none"
@@ -40,8 +41,10 @@ def run_checkpoints(words: Sequence[str]) -> int:
     if step and not step.isdecimal():
         raise ConfigError(f"step={step}: wanted a number of steps")
     command = [sys.executable, "-m", "training.upkeep", str(root), action]
+    if settings.get("damaged", "all") != "all":
+        raise ConfigError(f"damaged={settings['damaged']}: wanted damaged=all, or nothing")
     # An empty step is the newest.
-    command += [step, settings["to"]] if settings.get("to") else [step]
+    command += [step, *(settings[key] for key in ("to", "damaged") if settings.get(key))]
     return run_here(command, merge_environment(os.environ, package_variables()))
 
 

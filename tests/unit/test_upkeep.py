@@ -50,12 +50,19 @@ def test_what_was_set_aside_is_named_and_goes_once_a_later_checkpoint_verifies(
     assert main([str(layout.root), "verify"]) == 0
     assert "damaged_step_00000002  set aside as damaged\n" in capsys.readouterr().out
     assert main([str(layout.root), "prune"]) == 0
-    assert "kept: damaged_step_00000002, set aside as damaged" in capsys.readouterr().out
+    assert "kept: damaged_step_00000002, with nothing later" in capsys.readouterr().out
     assert names(layout.checkpoints) == ["damaged_step_00000002", "step_00000001"]
+    shutil.copytree(layout.checkpoint(1), layout.checkpoints / "damaged_step_00000002_2")
+    assert main([str(layout.root), "prune", "", "all"]) == 0
+    assert names(layout.checkpoints) == ["step_00000001"]
+    set_aside(layout.checkpoint(1))
 
     save(layout, 2)
     assert main([str(layout.root), "prune"]) == 0
-    assert names(layout.checkpoints) == ["step_00000001", "step_00000002"]
+    assert names(layout.checkpoints) == ["step_00000002"]
+    set_aside(layout.checkpoint(2))
+    assert main([str(layout.root), "prune", "", "all"]) == 0, "to begin anew"
+    assert names(layout.checkpoints) == []
 
 
 def test_a_checkpoint_of_another_run_is_seen(layout: RunLayout, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ def find_checkpoint(layout: RunLayout, step: int | None) -> Path:
     if damaged:
         raise CheckpointError(
             f"{layout.root} has no checkpoint that can be read{damaged}; events.jsonl says why; put one "
-            "back, or remove them to begin anew"
+            "back, or begin anew after `metier checkpoints RUN prune damaged=all`"
         )
     raise CheckpointError(f"{layout.root} has no checkpoint yet; run `metier train` first")
 

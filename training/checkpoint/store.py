@@ -174,7 +174,8 @@ class CheckpointStore:
         if damaged:
             raise CheckpointError(
                 f"{self._lineage.layout.checkpoints}: {len(damaged)} checkpoints and none can be read (see "
-                "events.jsonl); put one back, remove them to begin anew, or start under another name"
+                "events.jsonl); put one back, begin anew after `metier checkpoints RUN prune damaged=all`, "
+                "or start under another name"
             )
         return Progress(step=0, samples_seen=0)
 

@@ -1,4 +1,7 @@
-"""``python -m training.upkeep RUN_DIR ACTION [STEP [FOLDER]]``, an empty STEP being the newest."""
+"""``python -m training.upkeep RUN_DIR ACTION [STEP [FOLDER]]``, an empty STEP being the newest.
+
+Behind ``prune`` the word ``all`` stands in the folder's place: what was set aside goes as well.
+"""
 
 import sys
 from collections.abc import Callable
@@ -18,7 +21,7 @@ def main(words: list[str]) -> int:
     actions: dict[str, Callable[[], bool]] = {
         "list": lambda: show_checkpoints(layout),
         "verify": lambda: verify_all(layout, step),
-        "prune": lambda: prune_run(layout),
+        "prune": lambda: prune_run(layout, all_damaged=words[3:] == ["all"]),
         "convert": lambda: _convert(layout, step, words[3:]),
     }
     try:

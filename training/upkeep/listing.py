@@ -66,12 +66,20 @@ def verify_all(layout: RunLayout, step: int | None) -> bool:
     return whole
 
 
-def prune_run(layout: RunLayout) -> bool:
+def prune_run(layout: RunLayout, *, all_damaged: bool = False) -> bool:
     """Drop what the run's settings do not keep, and what was set aside and has been saved anew or passed.
+
+    Args:
+        layout: The run.
+        all_damaged: All that was set aside goes.
 
     Raises:
         CheckpointError: One is damaged: to count it among the newest could cost the last good one.
     """
+    if all_damaged:
+        _drop_damaged(layout, None)
+        if not list_checkpoints(layout.checkpoints):
+            return True
     newest, run = read_step(find_checkpoint(layout, None)), read_run_id(layout.config)
     for folder in list_checkpoints(layout.checkpoints):
         try:
@@ -82,13 +90,18 @@ def prune_run(layout: RunLayout) -> bool:
     keep = Retention(newest=loop.keep_checkpoints, every_steps=loop.keep_every_steps)
     steps = ", ".join(map(str, prune(layout.checkpoints, keep))) or "none"
     sys.stdout.write(f"dropped: {steps}\n")
+    _drop_damaged(layout, newest)
+    return True
+
+
+def _drop_damaged(layout: RunLayout, newest: int | None) -> None:
+    """Drop what was set aside of steps up to ``newest``; None: all."""
     for folder in list_damaged(layout.checkpoints):
-        if read_damaged_step(folder) <= newest:
+        if newest is None or read_damaged_step(folder) <= newest:
             drop(folder)
             sys.stdout.write(f"dropped: {folder.name}, set aside as damaged\n")
         else:
-            sys.stdout.write(f"kept: {folder.name}, set aside as damaged: nothing later verifies\n")
-    return True
+            sys.stdout.write(f"kept: {folder.name}, with nothing later that verifies; see damaged=all\n")
 
 
 def _find_best(layout: RunLayout) -> int | None:
