@@ -78,15 +78,18 @@ class LeadSink:
         if self._may_not_write():
             return
         moment = Moment(step=progress.step, samples_seen=progress.samples_seen)
-        found = {file.path.name: file.rewind(moment) for file in (self._journal, self._samples)}
-        told = {name: asdict(each) for name, each in found.items() if each is not None and each.changed}
+        told: dict[str, object] = {}
+        for file in (self._journal, self._samples):
+            found = file.rewind(moment)
+            if found is None:
+                self._warn(file)
+            elif found.changed:
+                told[file.path.name] = asdict(found)
         if self._events.torn:
             told[self._events.path.name] = {"torn": self._events.torn}
             self._events.torn = 0
         if told:
             self.event("rewound", step=progress.step, **told)
-        if None in found.values():
-            self._warn(self._journal)
 
     def event(self, kind: str, **facts: object) -> None:
         """Keep something that happened, durably, together with the steps before it; some is shown as well."""
