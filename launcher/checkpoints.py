@@ -18,20 +18,21 @@ def run_checkpoints(words: Sequence[str]) -> int:
     """Do what the words say; give the exit code.
 
     Args:
-        words: A run's folder, or its name in ``runs``; an action; ``step=N`` and ``to=FOLDER`` for some.
+        words: A run's folder, or its name in ``runs``; an action; ``step=N``, ``to=FOLDER`` and
+            ``damaged=all`` for some.
 
     Raises:
         ConfigError: The words name no run or no action.
     """
     plain = [word for word in words if "=" not in word]
-    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    settings = _read_settings(words)
     root = _find_run(plain)
     action = plain[1] if plain[1:] else "list"
     if action not in ACTIONS:
         raise ConfigError(f"{action} is no action{nearest(action, ACTIONS)}; wanted {', '.join(ACTIONS)}")
     if plain[2:]:
         raise ConfigError(f"{plain[2]}: one action at a time; a setting is step=N or to=FOLDER")
-    wanted = {"verify": {"step"}, "convert": {"step", "to"}}.get(action, set())
+    wanted = {"verify": {"step"}, "prune": {"damaged"}, "convert": {"step", "to"}}.get(action, set())
     for key in settings:
         if key not in wanted:
             known = ", ".join(sorted(wanted)) or "none"
@@ -40,10 +41,21 @@ def run_checkpoints(words: Sequence[str]) -> int:
     if step and not step.isdecimal():
         raise ConfigError(f"step={step}: wanted a number of steps")
     command = [sys.executable, "-m", "training.upkeep", str(root), action]
-    if settings.get("to") and not step:
-        raise ConfigError("to=FOLDER needs step=N: say which checkpoint")
-    command += [value for value in (step, settings.get("to", "")) if value]
+    if settings.get("damaged", "all") != "all":
+        raise ConfigError(f"damaged={settings['damaged']}: wanted damaged=all, or nothing")
+    # An empty step is the newest.
+    command += [step, *(settings[key] for key in ("to", "damaged") if settings.get(key))]
     return run_here(command, merge_environment(os.environ, package_variables()))
+
+
+def _read_settings(words: Sequence[str]) -> dict[str, str]:
+    pairs = [word.split("=", 1) for word in words if "=" in word]
+    settings: dict[str, str] = {}
+    for key, value in pairs:
+        if key in settings:
+            raise ConfigError(f"{key}={settings[key]} {key}={value}: say {key} once")
+        settings[key] = value
+    return settings
 
 
 def _find_run(plain: Sequence[str]) -> Path:

@@ -76,17 +76,20 @@ metier VERB --help lists the experiments and every group's choices.
 
 
 _CHECKPOINTS = """\
-metier checkpoints RUN [ACTION] [step=N] [to=FOLDER]
+metier checkpoints RUN [ACTION] [step=N] [to=FOLDER] [damaged=all]
 
 RUN is a run's folder, or its name in runs/.
 
 Actions
   list      one line per checkpoint: step, samples, loss, score, ranks, ZeRO stage, size, state (the default)
   verify    read every byte of all of them, or of step=N, and compare with the checksums
-  prune     drop what loop.keep_checkpoints and loop.keep_every_steps do not keep; the best one stays
+  prune     drop what loop.keep_checkpoints and loop.keep_every_steps do not keep; the best one stays. Those
+            that were set aside as damaged go as well, once a checkpoint of their step or later verifies;
+            with damaged=all they go in any case
   convert   write the newest, or step=N, as safetensors: weight.safetensors (fp32 weights under the model's
-            names) and one file per moment of the optimizer, into RUN/state_STEP or to=FOLDER; a whole
-            Hugging Face folder is what `metier export` writes
+            names) and one file per moment of the optimizer, into RUN/state_STEP, or to=FOLDER; a whole
+            Hugging Face folder is what `metier export` writes. The folder must be new or empty, or hold an
+            earlier conversion of this run
 
 A training goes on from its checkpoints on any number of devices and under any ZeRO stage: nothing needs to
 be converted for that.
@@ -94,7 +97,7 @@ be converted for that.
 Examples
   metier checkpoints medical_qlora_smol
   metier checkpoints medical_qlora_smol verify
-  metier checkpoints medical_qlora_smol convert step=20 to=state
+  metier checkpoints medical_qlora_smol convert to=state
 """
 
 

@@ -12,6 +12,7 @@ from launcher.commands import merge_environment, torchrun_command, training_vari
 from launcher.processes import run_with_log
 from training.config.schema import RunConfig
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError, StorageError
+from training.fence import find_incarnation, is_fenced
 from training.layout import ASKED, RunLayout
 
 _STOPPED_EARLY = 130  # what a shell says after Ctrl-C
@@ -41,18 +42,33 @@ def train_here(config: RunConfig, layout: RunLayout) -> Ending:
             "run_root"
         ) from None
     log = layout.logs / "launch.log"
-    environment = merge_environment(os.environ, training_variables(config)) | {ASKED: str(time.time())}
+    began = time.time()
+    environment = merge_environment(os.environ, training_variables(config)) | {ASKED: str(began)}
     code, asked = run_with_log(torchrun_command(config, layout.root), environment, log)
-    if config.cluster.nodes == 1:
-        shutil.rmtree(layout.torchrun, ignore_errors=True)
-    if asked and not layout.outcome.exists():
-        line = "stopped before the first step of this start; the same command goes on"
-        ending = Ending(exit_code=_STOPPED_EARLY, state="STOPPED", step=None, line=line)
+    if was_overtaken(layout, began):
+        # Whatever lies in the run directory is the newer start's.
+        line = f"{layout.root} was taken over by a newer start, which goes on; this one has ended"
+        ending = Ending(exit_code=EXIT_USER_ERROR, state="FENCED", step=None, line=line)
     else:
-        ending = read_ending(layout, config.loop.max_steps, code)
+        if config.cluster.nodes == 1:
+            shutil.rmtree(layout.torchrun, ignore_errors=True)
+        ending = _find_ending(config, layout, code, asked=asked)
     stream = sys.stdout if ending.exit_code == EXIT_OK else sys.stderr
     stream.write(f"metier train: {ending.line}\n")
     return ending
+
+
+def was_overtaken(layout: RunLayout, began: float) -> bool:
+    """Whether a newer start has claimed the run since the one that was asked for at this time."""
+    number = find_incarnation(layout.incarnations, began)
+    return number is not None and is_fenced(layout.incarnations, number)
+
+
+def _find_ending(config: RunConfig, layout: RunLayout, code: int, *, asked: bool) -> Ending:
+    if asked and not layout.outcome.exists():
+        line = "stopped before the first step of this start; the same command goes on"
+        return Ending(exit_code=_STOPPED_EARLY, state="STOPPED", step=None, line=line)
+    return read_ending(layout, config.loop.max_steps, code)
 
 
 def read_ending(layout: RunLayout, max_steps: int, code: int) -> Ending:
@@ -85,8 +101,6 @@ def _explain(state: str, outcome: dict[str, Any], layout: RunLayout, max_steps: 
             return EXIT_OK, f"finished after step {step}; {layout.root}"
         case "STOPPED":
             return EXIT_OK, f"stopped after step {step} of {max_steps}; the same command goes on from there"
-        case "FENCED":
-            return EXIT_USER_ERROR, f"{layout.root} was taken over by a newer start, which goes on: {message}"
     error_class = outcome.get("error_class") or "unknown error"
     if error_class in _user_errors(MetierError):
         return EXIT_USER_ERROR, message

@@ -47,6 +47,11 @@ def freeze_run(config: RunConfig) -> RunLayout:
     frozen = check_same_run(config)
     if frozen is not None and _dump(frozen) == _dump(config):
         return layout
+    if frozen is None and any(layout.checkpoints.glob("step_*")):
+        raise ConfigError(
+            f"{layout.root} has checkpoints and no run.json, which says whose they are; put it back, or give "
+            "another name=..."
+        )
     write_frozen(layout.config, config, find_versions())
     return layout
 

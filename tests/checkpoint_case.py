@@ -53,10 +53,10 @@ def at(step: int) -> Progress:
 def open_store(root: Path, engine: Any, config: RunConfig, place: Any, events: Events | None = None) -> Any:
     """Open the checkpoints of a run that is this engine's, as the worker does. Collective."""
     from training.checkpoint.commit import Lineage
-    from training.checkpoint.fence import claim_incarnation
     from training.checkpoint.retention import Retention
     from training.checkpoint.store import CheckpointStore
     from training.collectives import from_lead
+    from training.fence import claim_incarnation
 
     layout = RunLayout(root)
     lineage = Lineage(
@@ -64,6 +64,8 @@ def open_store(root: Path, engine: Any, config: RunConfig, place: Any, events: E
         ranks=place.ranks,
         zero_stage=config.strategy.zero_stage,
         incarnation=from_lead(claim_incarnation(layout.incarnations) if place.ranks.is_lead else 0),
+        run="d0d0",
+        optimizer=config.optimizer.kind,
         corpus="c0ffee",
         base="ba5e",
         keep=Retention(newest=2, every_steps=None),
@@ -137,7 +139,7 @@ def write_weights(layout: RunLayout, model: nn.Module, step: int) -> None:
     """Write a checkpoint of a model that no engine has trained: its trained weights and nothing else."""
     from training.checkpoint.manifest import MANIFEST, Manifest
     from training.checkpoint.share import plan_share, write_durably, write_share
-    from training.config.freeze import read_frozen
+    from training.config.freeze import read_frozen, read_run_id
     from training.fragments.fragment import Fragment
     from training.fragments.index import INDEX, build_index, dump_index
     from training.model.folder import fingerprint_base
@@ -164,6 +166,8 @@ def write_weights(layout: RunLayout, model: nn.Module, step: int) -> None:
         world_size=1,
         zero_stage=0,
         incarnation=1,
+        run=read_run_id(layout.config) if layout.config.exists() else "",
+        optimizer="adamw",
         corpus="c0ffee",
         base=fingerprint_base(read_frozen(layout.config).model) if layout.config.exists() else "",
         memory={},

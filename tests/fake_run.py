@@ -7,10 +7,10 @@ import torch
 
 from tests.checkpoint_case import Events
 from training.checkpoint.commit import Lineage
-from training.checkpoint.fence import claim_incarnation
 from training.checkpoint.retention import Retention
 from training.checkpoint.store import CheckpointStore
 from training.collectives import from_lead
+from training.fence import claim_incarnation
 from training.fragments.fragment import Fragment, read_into
 from training.fragments.reader import FragmentReader
 from training.fragments.runs import Stretch
@@ -53,6 +53,8 @@ def open_fake_store(  # noqa: PLR0913 - what tests change
     *,
     corpus: str = "c0ffee",
     base: str = "ba5e",
+    run: str = "d0d0",
+    optimizer: str = "adamw",
     keep: Retention | None = None,
     events: Events | None = None,
     ranks: Ranks = ALONE,
@@ -63,6 +65,8 @@ def open_fake_store(  # noqa: PLR0913 - what tests change
         ranks=ranks,
         zero_stage=2,
         incarnation=from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0),
+        run=run,
+        optimizer=optimizer,
         corpus=corpus,
         base=base,
         keep=keep or Retention(newest=2, every_steps=None),

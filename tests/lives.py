@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.end_to_end.runs import environment
-from training.metrics.journal import read_lines
+from training.metrics.lines import read_lines
 
 MARK = "METIER_TEST_LIFE"
 """An environment variable that every process inherits, whatever group or session it moves to."""

@@ -58,6 +58,7 @@ class Fake:
     waited: list[int] = field(default_factory=list)
     slow_copy: float = 0.0
     logged: list[StepRecord] = field(default_factory=list)
+    rewound: list[Progress] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)
     loaded: list[Progress] = field(default_factory=list)
@@ -118,6 +119,9 @@ class Fake:
 
     def log(self, record: StepRecord) -> None:
         self.logged.append(record)
+
+    def rewind(self, progress: Progress) -> None:
+        self.rewound.append(progress)
 
     def event(self, kind: str, **facts: object) -> None:
         self.events.append(kind)

@@ -34,12 +34,19 @@ def judge(result: StepResult, memory: Memory, config: LoopConfig) -> Verdict:
 
     A loss or a gradient that is not finite is skipped. A spike, which is more than ``find_spike_limit`` of
     the last ``spike_window_steps`` applied steps, meets what ``config.spike`` says; until there are as many,
-    nothing is a spike. Either stops the run when too many came in a row.
+    nothing is a spike. Either stops the run when too many came before it came any further.
     """
     verdict = _look(result, memory, config)
     if verdict.action in {"skip", "roll_back"} and memory.skipped_in_a_row >= config.max_skipped_in_a_row:
-        return Verdict("stop", f"{verdict.reason}, as in {memory.skipped_in_a_row} skipped steps before it")
+        return Verdict("stop", f"{verdict.reason}, {_say_earlier(memory.skipped_in_a_row, config)}")
     return verdict
+
+
+def _say_earlier(skipped: int, config: LoopConfig) -> str:
+    if config.spike == "roll_back":
+        # Steps that are done again are applied in between.
+        return f"after {skipped} skipped steps since the run last came further than ever before"
+    return f"as in the {skipped} steps in a row before it"
 
 
 def find_spike_limit(recent: tuple[float, ...], deviations: float) -> float:

@@ -7,6 +7,11 @@ ASKED = "METIER_ASKED"
 """Environment variable by which the launcher tells the ranks when it was called, seconds since 1970."""
 
 
+def redone_beside(path: Path) -> Path:
+    """Name the file for those lines of ``path`` whose steps were done again."""
+    return path.with_suffix(".redone.jsonl")
+
+
 @dataclass(frozen=True, slots=True)
 class RunLayout:
     """The files of one run; see docs/architecture.md, "The run directory"."""
@@ -39,7 +44,7 @@ class RunLayout:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object per step."""
+        """One JSON object per step, in order; ``redone_beside`` it those of steps that were done again."""
         return self.root / "metrics.jsonl"
 
     @property

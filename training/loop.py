@@ -208,6 +208,7 @@ def _answer(
         parts.metrics.event("step_skipped", **facts)
         return None
     parts.metrics.event("rolled_back", **facts, to_step=earlier.step)
+    parts.metrics.rewind(earlier)
     memory = roll_back_memory(earlier.memory, progress.memory)
     # The stream goes on where it is: past the data that the spike came from.
     return Progress(step=earlier.step, samples_seen=progress.samples_seen, memory=memory)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from training.config.base import Section
 
-State = Literal["COMPLETED", "STOPPED", "FENCED", "FAILED"]
+State = Literal["COMPLETED", "STOPPED", "FAILED"]
 
 
 class Outcome(Section):
@@ -28,26 +28,16 @@ class Outcome(Section):
 def write_outcome(path: Path, outcome: Outcome) -> bool:
     """Write ``outcome`` unless a rank has already told its own: the first cause is the one that counts.
 
-    A hard link makes the choice atomic between ranks, on local disks and on NFS. What a start says that
-    was fenced gives way to the newer start's word. False when another rank was first, or nothing can be
-    written at all.
+    A hard link makes the choice atomic between ranks, on local disks and on NFS. A start that was fenced must
+    not call this: the file is the newer start's. False when another rank was first, or nothing can be written
+    at all.
     """
     partial = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     try:
         partial.write_text(json.dumps(outcome.model_dump(), indent=2) + "\n", encoding="utf-8")
-        if outcome.state != "FENCED" and _tells_of_a_fence(path):
-            partial.replace(path)
-        else:
-            os.link(partial, path)
+        os.link(partial, path)
     except OSError:
         return False
     finally:
         partial.unlink(missing_ok=True)
     return True
-
-
-def _tells_of_a_fence(path: Path) -> bool:
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["state"] == "FENCED")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

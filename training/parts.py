@@ -63,6 +63,9 @@ class Metrics(Protocol):
     def log(self, record: StepRecord) -> None:
         """Record one step."""
 
+    def rewind(self, progress: Progress) -> None:
+        """Take back what was recorded of steps that the weights do not remember any more."""
+
     def event(self, kind: str, **facts: object) -> None:
         """Record something that happened."""
 

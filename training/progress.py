@@ -24,8 +24,13 @@ class Memory:
     """The highest step reached; a run that was rolled back is behind it for a while."""
 
     best_held_out_loss: float | None = None
+    """The least of all in-loop evaluations."""
+
+    gained_held_out_loss: float | None = None
+    """Of the last evaluation that was a gain; ``best_held_out_loss`` may be a little less."""
+
     evaluations_without_gain: int = 0
-    """In-loop evaluations since ``best_held_out_loss`` was found."""
+    """In-loop evaluations since then."""
 
     def as_json(self) -> dict[str, Any]:
         """Give JSON values from which ``from_json`` makes the same again, to the last bit."""

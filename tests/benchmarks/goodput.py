@@ -23,8 +23,9 @@ from rich.table import Table
 
 from tests.end_to_end.runs import link_prepared, succeed
 from tests.lives import Life, begin, event_times
+from training.layout import redone_beside
 from training.metrics.goodput import find_goodput
-from training.metrics.journal import read_journal, read_lines
+from training.metrics.lines import read_lines
 
 STEPS, KILLS = 60, 5
 RUN = Path("runs") / "tiny_smoke"
@@ -68,12 +69,12 @@ def go_through(folder: Path, words: tuple[str, ...], moments: list[float]) -> To
             raise RuntimeError((folder / "screen.txt").read_text())
     deaths += event_times(run, "finished")
     births = event_times(run, "started", "resumed")
-    journal = read_journal(run / "metrics.jsonl")
+    journal = run / "metrics.jsonl"
     manifest = json.loads((run / "checkpoints" / f"step_{STEPS:08d}" / "manifest.json").read_text())
     return Told(
-        useful=find_goodput(journal, 0, 0).useful_seconds,
+        useful=find_goodput(read_lines(journal), 0, 0).useful_seconds,
         wall=sum(death - birth for birth, death in zip(births, deaths, strict=True)),
-        lost=len(read_lines(run / "metrics.jsonl")) - len(journal),
+        lost=len(read_lines(redone_beside(journal))),
         files=manifest["files"],
     )
 

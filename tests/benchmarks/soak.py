@@ -5,9 +5,9 @@
 Two processes train; at a random moment of each minute something happens to them, and the same command is
 typed again whenever they have ended. After the time a stop signal ends the run at some step. Then a run of as
 many steps is trained without a fault: every line of metrics.jsonl, weights and moments must be the same, bit
-for bit. Nothing may be left: no process (and so no port), no shared memory, no half-written file. Prints what
-each fault has cost. Needs root for the full disk, which is a small tmpfs; without it that fault is left out,
-and said so.
+for bit, and so must the lines of steps that were done again. Nothing may be left: no process (and so no
+port), no shared memory, no half-written file. Prints what each fault has cost. Needs root for the full disk,
+which is a small tmpfs; without it that fault is left out, and said so.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from rich.table import Table
 from tests.benchmarks.soak_faults import COMMAND, FAULTS, RUN, Blow, Soak, stop
 from tests.end_to_end.runs import link_prepared, succeed
 from tests.lives import MARK, marked, temporary_folder
-from training.metrics.journal import read_journal, read_lines
+from training.metrics.lines import read_lines
 
 TIMES = {"time", "incarnation", "tokens_per_second", "tokens_per_second_per_gpu", "memory_peak_bytes"}
 DISK_BYTES = 96 << 20
@@ -68,7 +68,7 @@ def suffer(soak: Soak, minutes: float, every: float) -> None:
 
 def costs(soak: Soak) -> list[tuple[Blow, int, float]]:
     """Give for each fault the steps done again, and the seconds until the run was further than ever."""
-    lines = read_lines(soak.run / "metrics.jsonl")
+    lines = soak.lines()
     told = []
     for number, blow in enumerate(soak.blows):
         until = soak.blows[number + 1].time if number + 1 < len(soak.blows) else float("inf")
@@ -92,11 +92,14 @@ def state_of(run: Path, step: int) -> list[dict[str, Any]]:
 
 def find_differences(soak: Soak, whole: Path, last: int) -> list[str]:
     """Compare with the run that met no fault; name what differs."""
-    wanted = {line["step"]: numbers(line) for line in read_journal(whole / "metrics.jsonl")}
+    wanted = {line["step"]: numbers(line) for line in read_lines(whole / "metrics.jsonl")}
     # Only the run that ends at this step by its settings measures the held-out loss there.
     wanted[last] = {key: value for key, value in wanted[last].items() if not key.startswith("held_out")}
     told = []
-    for line in read_lines(soak.run / "metrics.jsonl"):
+    steps = [line["step"] for line in read_lines(soak.run / "metrics.jsonl")]
+    if steps != sorted(set(steps)):
+        told.append("metrics.jsonl does not hold each step once, in order")
+    for line in soak.lines():
         found, step = numbers(line), line["step"]
         if step == last:
             found = {key: value for key, value in found.items() if not key.startswith("held_out")}

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.lives import Life, begin
-from training.metrics.journal import read_lines
+from training.layout import redone_beside
+from training.metrics.lines import read_lines
 
 RUN = Path("runs") / "tiny_smoke"
 COMMAND = (
@@ -74,7 +76,15 @@ class Soak:
 
     def furthest(self) -> int:
         """Give the highest step ever done."""
-        return max((line["step"] for line in read_lines(self.run / "metrics.jsonl")), default=0)
+        return max((line["step"] for line in self.lines()), default=0)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Read the lines of all steps ever done, also of those that were done again, by time."""
+        journal = self.run / "metrics.jsonl"
+        found = [*read_lines(redone_beside(journal)), *read_lines(journal)]
+        # A start that was killed while it moved lines has left them in both files.
+        once = {(line["step"], line["time"]): line for line in found}
+        return sorted(once.values(), key=lambda line: float(line["time"]))
 
     def outcome(self) -> str | None:
         """Wait for the end of the last start; say how it ended."""

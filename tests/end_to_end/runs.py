@@ -55,8 +55,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def journal(run: Path) -> dict[int, dict[str, Any]]:
-    """Read metrics.jsonl by step; what was written last counts."""
-    return {line["step"]: line for line in read_lines(run / "metrics.jsonl")}
+    """Read metrics.jsonl by step, of which each is there once, in order."""
+    lines = read_lines(run / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return {line["step"]: line for line in lines}
 
 
 def kinds(run: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """W&B behind its helper process: no server, a silent one, or a dead helper ever reaches the training."""
 
+import fcntl
 import json
 import os
 import re
@@ -16,7 +17,9 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from training.layout import RunLayout
-from training.metrics.journal import Journal, read_journal
+from training.metrics.journal import Journal
+from training.metrics.lines import read_lines
+from training.metrics.rewind import Moment
 from training.metrics.tracker import CLOSE_SECONDS, start_tracker
 
 FAKE_KEY = "a" * 40
@@ -57,7 +60,7 @@ def write_steps(layout: RunLayout, first: int, last: int, seconds: float = 0.0) 
     journal, slowest = Journal(layout.metrics), 0.0
     for step in range(first, last + 1):
         started = time.perf_counter()
-        journal.append({"step": step, "loss": 1 / step, "incarnation": 1})
+        journal.append({"step": step, "samples_seen": 8 * step, "loss": 1 / step, "incarnation": 1})
         slowest = max(slowest, time.perf_counter() - started)
         time.sleep(seconds)
     journal.close()
@@ -105,11 +108,29 @@ def test_a_resumed_run_keeps_its_id_and_sends_no_step_twice(tmp_path: Path) -> N
     layout = new_run(tmp_path, "offline")
     for first, last in ((1, 20), (11, 30)):  # the second start takes steps 11 to 20 again
         handle = start_tracker(layout)
+        Journal(layout.metrics).rewind(Moment(step=first - 1, samples_seen=8 * (first - 1)))
         write_steps(layout, first, last)
         handle.close(60)
     run_id = (layout.tracker / "wandb_id").read_text().strip()
     assert re.fullmatch(r"[a-z0-9]{8}", run_id)
     assert read_offline_steps(layout) == [(run_id, step) for step in range(1, 31)]
+
+
+def test_the_next_starts_helper_waits_for_that_of_a_killed_start_and_goes_on_behind(
+    tmp_path: Path,
+) -> None:
+    layout = new_run(tmp_path, "offline")
+    write_steps(layout, 1, 12)
+    layout.tracker.mkdir()
+    with (layout.tracker / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        handle = start_tracker(layout)
+        # "->" is a lock that is waited for; see proc_locks(5).
+        wait_for(Path("/proc/locks"), f"-> FLOCK  ADVISORY  WRITE {handle.pid} ")
+        (layout.tracker / "sent.json").write_text('{"offline": 10}')
+    wait_for(layout.logs / "tracker.log", "is open (offline)")
+    handle.close(60)
+    assert [step for _, step in read_offline_steps(layout)] == [11, 12]
 
 
 def test_a_step_that_is_taken_again_after_a_roll_back_is_a_row_of_its_own(tmp_path: Path) -> None:
@@ -124,9 +145,14 @@ def test_a_step_that_is_taken_again_after_a_roll_back_is_a_row_of_its_own(tmp_pa
         handle = start_tracker(layout)
         journal = Journal(layout.metrics)
         for batch, step in taken:
+            if batch in {7, 9}:
+                wait_for(layout.logs / "tracker.log", "is open (offline)")
+                # The journal is replaced under the helper, which may have read all of it or nothing yet.
+                journal.rewind(Moment(step=step - 1, samples_seen=8 * 4 if batch == 7 else 8 * 8))
             journal.append({"step": step, "samples_seen": 8 * batch, "incarnation": incarnation})
         journal.close()
         handle.close(60)
+    assert [line["step"] for line in read_lines(layout.metrics)] == [1, 2, 3, 4, 5, 6, 7, 8]
     run_id = (layout.tracker / "wandb_id").read_text().strip()
     assert read_offline_steps(layout) == [(run_id, step) for step in [*steps, 8]]
 
@@ -221,7 +247,7 @@ def check_unreachable(layout: RunLayout) -> None:
     handle.close()
     assert time.monotonic() - started < CLOSE_SECONDS + 1
     assert slowest < 0.1
-    assert [line["step"] for line in read_journal(layout.metrics)] == list(range(1, 31))
+    assert [line["step"] for line in read_lines(layout.metrics)] == list(range(1, 31))
     assert not (layout.tracker / "sent.json").exists()
     # What did not go out goes out later, by hand: here into an offline folder, of the same run.
     offline = json.loads(layout.config.read_text())
@@ -241,7 +267,7 @@ def test_a_killed_helper_is_not_noticed_by_the_training(tmp_path: Path) -> None:
     started = time.monotonic()
     handle.close()
     assert time.monotonic() - started < 1
-    assert len(read_journal(layout.metrics)) == 5
+    assert len(read_lines(layout.metrics)) == 5
 
 
 def wait_until_gone(pid: int, timeout: float) -> None:

@@ -11,10 +11,10 @@ import torch
 
 from tests.checkpoint_case import Events, at
 from tests.fake_run import FakeEngine, open_fake_store
-from training.checkpoint.fence import FencedError, claim_incarnation
 from training.checkpoint.load import find_checkpoint
 from training.checkpoint.manifest import list_checkpoints
 from training.errors import CheckpointError, StorageError
+from training.fence import FencedError, claim_incarnation
 from training.layout import ASKED, RunLayout
 from training.metrics.goodput import read_first_start
 from training.progress import Memory, Progress
@@ -133,6 +133,41 @@ def test_a_checkpoint_that_was_put_into_another_ones_place_is_set_aside(tmp_path
     assert "step_00000003 holds step 2: it was put there from elsewhere" in events.notes[0]
 
 
+def test_a_checkpoint_of_another_run_under_its_own_step_is_set_aside(tmp_path: Path) -> None:
+    save_steps(tmp_path / "mine", 1)
+    other = open_fake_store(tmp_path / "other", FakeEngine(), run="0fe4", optimizer="muon")
+    other.save(at(2), final=True)
+    mine = RunLayout(tmp_path / "mine")
+    shutil.copytree(RunLayout(tmp_path / "other").checkpoint(2), mine.checkpoint(2))
+    mine.config.write_text('{"run_id": "d0d0"}')
+
+    with pytest.raises(CheckpointError, match=r"is of another run, whose run.json has the id 0fe4"):
+        find_checkpoint(mine, 2)
+    assert find_checkpoint(mine, None) == mine.checkpoint(1)
+    events = Events()
+    assert open_fake_store(mine.root, FakeEngine(), events=events).resume().step == 1
+    assert "is of another run, whose run.json has the id 0fe4 and not d0d0" in events.notes[0]
+    assert "set aside as damaged_step_00000002" in events.notes[0]
+
+
+def test_another_optimizer_than_the_checkpoints_is_refused_in_words(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+
+    with pytest.raises(CheckpointError, match=r"trained with optimizer.kind=adamw, and run.json says muon"):
+        open_fake_store(tmp_path, FakeEngine(), optimizer="muon").resume()
+
+
+def test_a_run_whose_checkpoints_were_all_set_aside_names_them(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+    layout = RunLayout(tmp_path)
+    layout.config.write_text('{"run_id": "d0d0"}')
+    layout.checkpoint(1).rename(layout.checkpoints / "damaged_step_00000001")
+
+    for step in (None, 1):
+        with pytest.raises(CheckpointError, match="set aside as damaged: damaged_step_00000001"):
+            find_checkpoint(layout, step)
+
+
 def test_what_died_half_written_is_not_a_checkpoint_and_is_swept_by_the_next_save(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
     checkpoints = RunLayout(tmp_path).checkpoints
@@ -182,6 +217,7 @@ def test_a_disk_that_refuses_leaves_nothing_behind_and_harms_no_older_checkpoint
 
 def test_a_checkpoint_asked_for_by_step_must_exist(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 2)
+    RunLayout(tmp_path).config.write_text('{"run_id": "d0d0"}')
 
     assert find_checkpoint(RunLayout(tmp_path), 1).name == "step_00000001"
     with pytest.raises(CheckpointError, match="step_00000009 does not exist; checkpoints: 1, 2"):

@@ -13,8 +13,8 @@ import torch
 from tests.checkpoint_case import Events, LateBuffer, at
 from tests.fake_run import FakeEngine, open_fake_store
 from tests.faults import disk_events
-from training.checkpoint.fence import FencedError
 from training.errors import StorageError
+from training.fence import FencedError, claim_incarnation, within_fence
 from training.layout import RunLayout
 
 
@@ -174,7 +174,30 @@ def test_a_newer_start_ends_the_older_one_at_its_next_step(tmp_path: Path) -> No
     events = Events()
     older = open_fake_store(tmp_path, FakeEngine(1.0), events=events)
     open_fake_store(tmp_path, FakeEngine(2.0)).save(at(1), final=True)
+    written = RunLayout(tmp_path).checkpoints / ".staging_00000003_2"
+    written.mkdir()
     older.save(at(2))
     with pytest.raises(FencedError, match="start 2 of this run has taken over"):
         wait_until_told(older, Events())
     assert load(tmp_path) == (1, 2.0)
+    assert events.kinds == [], "the run has not failed"
+    assert written.is_dir(), "what the newer start is writing is not swept away"
+
+
+def test_a_start_that_was_overtaken_sets_no_checkpoint_aside(tmp_path: Path) -> None:
+    open_fake_store(tmp_path, FakeEngine(1.0)).save(at(1), final=True)
+    older = open_fake_store(tmp_path, FakeEngine())
+    open_fake_store(tmp_path, FakeEngine())
+    (RunLayout(tmp_path).checkpoint(1) / "rank_00000.bin").write_bytes(b"short")
+    with pytest.raises(FencedError):
+        older.resume()
+    assert RunLayout(tmp_path).checkpoint(1).is_dir()
+
+
+def test_whatever_goes_wrong_in_a_start_that_was_overtaken_is_just_that(tmp_path: Path) -> None:
+    claim_incarnation(tmp_path)
+    with pytest.raises(ZeroDivisionError), within_fence(tmp_path, 1):
+        raise ZeroDivisionError
+    claim_incarnation(tmp_path)
+    with pytest.raises(FencedError, match="start 2 of this run has taken over"), within_fence(tmp_path, 1):
+        raise ZeroDivisionError

@@ -51,10 +51,12 @@ def test_checkpoints_refuses_what_it_does_not_know_in_one_line(capsys: pytest.Ca
     (run / "run.json").write_text("{}")
     for words, line in {
         ("mine", "lits"): "lits is no action; did you mean list?; wanted list, verify, prune, convert",
-        ("mine", "prune", "step=3"): "step is no setting of prune; it has none",
+        ("mine", "prune", "step=3"): "step is no setting of prune; it has damaged",
+        ("mine", "list", "step=3"): "step is no setting of list; it has none",
+        ("mine", "prune", "damaged=1"): "damaged=1: wanted damaged=all, or nothing",
         ("mine", "verify", "step=x"): "step=x: wanted a number of steps",
         ("mine", "verify", "prune"): "prune: one action at a time; a setting is step=N or to=FOLDER",
-        ("mine", "convert", "to=here"): "to=FOLDER needs step=N: say which checkpoint",
+        ("mine", "verify", "step=15", "step=16"): "step=15 step=16: say step once",
         ("mein",): "mein is no run, neither mein/run.json nor runs/mein/run.json exists; did you mean mine?",
     }.items():
         assert main(["checkpoints", *words]) == 2

@@ -9,11 +9,12 @@ import pytest
 from launcher.checks import check_devices, check_model, check_prepared
 from launcher.commands import child_variables, merge_environment, torchrun_command
 from launcher.compose import compose_run
-from launcher.local import read_ending
+from launcher.local import read_ending, was_overtaken
 from launcher.tree import ConfigTree
 from training.config.schema import RunConfig
 from training.errors import ClusterError, DataError, ModelError
-from training.layout import RunLayout
+from training.fence import claim_incarnation
+from training.layout import ASKED, RunLayout
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +80,6 @@ def test_the_users_python_path_stays_behind_ours() -> None:
             "stopped after step 3 of 8; the same command goes on from there",
         ),
         (
-            {"state": "FENCED", "message": "claimed by x"},
-            2,
-            "{root} was taken over by a newer start, which goes on: claimed by x",
-        ),
-        (
             {"state": "FAILED", "error_class": "DataError", "message": "a.jsonl:3: broken"},
             2,
             "a.jsonl:3: broken",
@@ -111,6 +107,18 @@ def test_without_an_outcome_a_process_was_killed(tmp_path: Path) -> None:
         f"a process was killed (torchrun ended with -9); see {tmp_path}/logs; "
         "the same command goes on from the last checkpoint"
     )
+
+
+def test_a_launcher_knows_by_the_claims_that_its_start_was_overtaken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = RunLayout(tmp_path)
+    assert not was_overtaken(layout, 1.5), "it ended before its claim"
+    for asked in (1.5, 2.5):
+        monkeypatch.setenv(ASKED, str(asked))
+        claim_incarnation(layout.incarnations)
+    assert was_overtaken(layout, 1.5)
+    assert not was_overtaken(layout, 2.5)
 
 
 def test_gpus_that_are_not_there_are_missed_before_anything_starts(

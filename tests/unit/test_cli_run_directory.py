@@ -9,7 +9,7 @@ import pytest
 from launcher.compose import compose_run
 from launcher.run_directory import find_layout, freeze_run, recall_run
 from launcher.tree import ConfigTree
-from training.config.freeze import check_config, note_version, read_frozen
+from training.config.freeze import check_config, note_version, read_frozen, read_run_id
 from training.config.schema import RunConfig
 from training.errors import ConfigError
 
@@ -60,6 +60,22 @@ def test_what_is_known_once_it_has_begun_is_added_to_the_versions(config: RunCon
     note_version(path, "model_revision", "abc")
     freeze_run(config)
     assert path.stat().st_ino == written, "what is known already is not written again"
+
+
+def test_a_run_keeps_its_id_through_changed_settings_and_no_other_run_has_it(config: RunConfig) -> None:
+    layout = freeze_run(config)
+    run_id = read_run_id(layout.config)
+    assert read_run_id(freeze_run(changed(config, loop__keep_checkpoints=7)).config) == run_id
+    assert read_run_id(freeze_run(changed(config, name="other")).config) != run_id
+
+
+def test_checkpoints_without_the_run_json_that_says_whose_they_are_stop_the_start(config: RunConfig) -> None:
+    layout = freeze_run(config)
+    layout.checkpoint(3).mkdir(parents=True)
+    layout.config.unlink()
+    with pytest.raises(ConfigError, match=r"has checkpoints and no run.json, which says whose they are"):
+        freeze_run(config)
+    assert not layout.config.exists()
 
 
 def test_the_same_configuration_again_leaves_the_file_as_it_is(config: RunConfig) -> None:

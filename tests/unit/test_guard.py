@@ -114,3 +114,4 @@ def test_a_run_that_is_rolled_back_again_and_again_is_stopped_though_it_applies_
             memory = remember(memory, number, step(loss), verdict, settings)
         memory = roll_back_memory(saved, memory)
     assert actions == ["apply", "roll_back", "apply", "roll_back", "apply", "stop"]
+    assert verdict.reason.endswith("after 2 skipped steps since the run last came further than ever before")

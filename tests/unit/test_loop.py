@@ -1,13 +1,15 @@
 """The loop, with fakes for all it drives."""
 
+import math
 import time
 
 import pytest
 
 from tests.loop_case import CONFIG, NAN, START, Fake, changed
+from training.early_stop import remember_held_out
 from training.errors import NumericError, StorageError
 from training.loop import StopReason, train
-from training.progress import Progress
+from training.progress import Memory, Progress
 
 
 def test_every_step_is_logged_and_checkpoints_come_when_due_and_at_the_end() -> None:
@@ -85,7 +87,7 @@ def test_too_many_of_them_in_a_row_stop_the_run_and_name_the_documents() -> None
     fake = Fake(losses={3: NAN, 4: NAN, 5: NAN})
 
     with pytest.raises(
-        NumericError, match=r"step 6: .* 2 skipped steps before it; look at document 5, at 40"
+        NumericError, match=r"step 6: .* as in the 2 steps in a row before it; look at document 5, at 40"
     ):
         train(fake.parts(), CONFIG, START)
     assert [saved.step for saved in fake.saved] == [3]
@@ -106,6 +108,7 @@ def test_a_spike_rolls_back_to_the_last_regular_checkpoint_and_goes_on_past_its_
     assert fake.rates == [0, 1, 2, 3, 4, 3, 4, 5, 6]
     assert fake.events == ["rolled_back"]
     assert fake.facts[0]["to_step"] == 3
+    assert [(moment.step, moment.samples_seen) for moment in fake.rewound] == [(3, 24)]
     assert progress.memory.skipped_steps == 1
 
 
@@ -161,10 +164,20 @@ def test_a_run_without_gains_stops_early_and_is_saved() -> None:
     assert progress.step == 4
     assert fake.saved[-1] == progress
     assert fake.events == ["stopped_early"]
-    assert fake.facts[0]["best_held_out_loss"] == 2.0
+    # No gain, and the best all the same: its checkpoint is the one that is kept.
+    assert fake.facts[0]["best_held_out_loss"] == 1.95
     again = Fake()
     assert train(again.parts(), settings, progress)[1] == progress
     assert again.trained == []
+
+
+def test_small_steps_down_are_a_gain_together_and_no_number_is_none() -> None:
+    memory, since = Memory(), []
+    for loss in (math.nan, 2.0, 1.96, 1.92, 1.88, math.inf):
+        memory = remember_held_out(memory, loss, changed(min_change=0.1))
+        since.append(memory.evaluations_without_gain)
+    assert since == [1, 0, 1, 2, 0, 1]
+    assert (memory.best_held_out_loss, memory.gained_held_out_loss) == (1.88, 1.88)
 
 
 @pytest.mark.parametrize("interrupted_at", range(1, 4))

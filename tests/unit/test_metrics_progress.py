@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from training.layout import RunLayout
+from training.layout import RunLayout, redone_beside
 from training.metrics.accounts import read_accounts
 from training.metrics.goodput import find_goodput, read_first_start
-from training.metrics.journal import Journal, read_journal
+from training.metrics.journal import Journal
+from training.metrics.lines import read_lines
 from training.metrics.progress import LiveScreen, PlainScreen, open_screen, say_event
 from training.metrics.rates import find_mfu, find_tokens_per_second, say_duration
 from training.metrics.record import Hardware, StepRecord, journal_line
+from training.metrics.rewind import Moment
 
 RECORD = StepRecord(
     step=12,
@@ -156,15 +158,15 @@ def test_events_that_a_person_should_see_are_one_line(kind: str, facts: dict[str
     assert say_event(kind, facts) == text
 
 
-def test_goodput_counts_a_step_once_and_a_skipped_one_not_at_all(tmp_path: Path) -> None:
+def test_goodput_does_not_count_a_skipped_step(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "metrics.jsonl")
-    for incarnation, step, extra in [(1, 1, {}), (1, 2, {}), (2, 2, {}), (2, 3, {"skipped": "no number"})]:
+    for incarnation, step, extra in [(1, 1, {}), (2, 2, {}), (2, 3, {"skipped": "no number"})]:
         journal.append({"step": step, "step_seconds": 3.0, "incarnation": incarnation, **extra})
     journal.close()
     (tmp_path / "000001.json").write_text('{"time": 1000.0}')
     (tmp_path / "000002.json").write_text('{"time": 1008.0}')
 
-    found = find_goodput(read_journal(journal.path), started=read_first_start(tmp_path), now=1010.0)
+    found = find_goodput(read_lines(journal.path), started=read_first_start(tmp_path), now=1010.0)
 
     assert (found.useful_seconds, found.wall_seconds, found.goodput) == (6.0, 10.0, 0.6)
 
@@ -175,8 +177,14 @@ def test_the_accounts_of_a_run_add_up_to_its_wall_time_over_all_starts(tmp_path:
     seconds = {"step_seconds": 3.0, "forward_seconds": 1.0, "backward_seconds": 1.5, "logging_seconds": 0.5}
     seconds["compile_seconds"] = 0.25
     for incarnation, step, extra in [(1, 1, {}), (1, 2, {}), (2, 2, {}), (2, 3, {"skipped": "no number"})]:
-        journal.append({"step": step, "incarnation": incarnation, "time": 1000 + step, **seconds, **extra})
+        if (incarnation, step) == (2, 2):
+            journal.rewind(Moment(step=1, samples_seen=8))
+        at = {"step": step, "samples_seen": 8 * step, "incarnation": incarnation, "time": 1000 + step}
+        journal.append({**at, **seconds, **extra})
     journal.close()
+    # Killed after the line of a step was copied into the file beside, before it was taken away.
+    beside = redone_beside(layout.metrics)
+    beside.write_bytes(beside.read_bytes() + layout.metrics.read_bytes().splitlines(keepends=True)[0])
     events = Journal(layout.events)
     for incarnation, kind, stall in [
         (1, "started", {}),

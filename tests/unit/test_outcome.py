@@ -20,14 +20,5 @@ def test_the_first_rank_to_tell_is_heard_and_no_other(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["outcome.json"]
 
 
-def test_a_start_that_was_fenced_gives_way_to_the_newer_ones_word(tmp_path: Path) -> None:
-    path = tmp_path / "outcome.json"
-    fenced = Outcome(state="FENCED", step=None, error_class="FencedError", message="taken over", rank=0)
-    completed = Outcome(state="COMPLETED", step=8, error_class=None, message=None, rank=0)
-
-    assert [write_outcome(path, each) for each in (fenced, completed, fenced)] == [True, True, False]
-    assert json.loads(path.read_text())["state"] == "COMPLETED"
-
-
 def test_a_folder_that_is_gone_is_no_second_failure(tmp_path: Path) -> None:
     assert not write_outcome(tmp_path / "gone" / "outcome.json", failed(0))

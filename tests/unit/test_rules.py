@@ -133,6 +133,11 @@ def tiny_smoke() -> RunConfig:
             "loop.sample_temperature, or sample_top_p=1",
         ),
         (
+            {"loop.keep_every_steps": 7, "loop.checkpoint_every_steps": 3},
+            "loop.keep_every_steps=7 is no multiple of loop.checkpoint_every_steps=3: there is no checkpoint "
+            "of step 7 to keep; use 9",
+        ),
+        (
             {"loop.patience": 3},
             "loop.patience=3 counts measurements of the held-out loss, and there are none; set "
             "loop.evaluate_every_steps",

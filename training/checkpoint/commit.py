@@ -11,14 +11,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.checkpoint.fence import FencedError, check_fence
 from training.checkpoint.load import set_aside
 from training.checkpoint.manifest import MANIFEST, FileRecord, Manifest
 from training.checkpoint.retention import STAGING, Retention, prune, sweep
 from training.checkpoint.share import Share, write_durably, write_share
 from training.collectives import Council
 from training.errors import StorageError
-from training.files import sync_folder
+from training.fence import FencedError, check_fence
+from training.files import say_bytes, sync_folder
 from training.fragments.index import INDEX, Piece, build_index, dump_index
 from training.layout import RunLayout
 from training.progress import Progress
@@ -36,7 +36,13 @@ class Lineage:
     zero_stage: int
     """The one that was really carried out."""
 
+    run: str
+    """The run's id, as run.json has it."""
+
     incarnation: int
+    optimizer: str
+    """Its kind."""
+
     corpus: str
     """The corpus's fingerprint: a position means nothing in another corpus."""
 
@@ -70,8 +76,9 @@ def write_checkpoint(
     checkpoints, step = lineage.layout.checkpoints, moment.progress.step
     staging = checkpoints / f"{STAGING}{step:08d}_{lineage.incarnation}"
     sizes = council.gather(0 if isinstance(share, StorageError) else share.size)
-    problem = _make_room(staging, sum(sizes)) if lineage.ranks.is_lead else None
-    problem = council.from_lead(problem)
+    problem = council.from_lead(_begin(staging, sum(sizes), lineage) if lineage.ranks.is_lead else None)
+    if isinstance(problem, FencedError):
+        return problem
     answers = council.gather_to_lead(_write_own(staging, share, lineage.ranks.rank, problem))
     verdict: StorageError | FencedError | None = None
     if lineage.ranks.is_lead:
@@ -88,6 +95,15 @@ def write_checkpoint(
     return council.from_lead(verdict)
 
 
+def _begin(staging: Path, wanted: int, lineage: Lineage) -> str | FencedError | None:
+    """Make room unless a newer start has taken over: what lies about may be what that one is writing."""
+    try:
+        check_fence(lineage.layout.incarnations, lineage.incarnation)
+    except FencedError as error:
+        return error
+    return _make_room(staging, wanted)
+
+
 def _make_room(staging: Path, wanted: int) -> str | None:
     """Remove leftovers and make the staging folder; say why it cannot work where that is known."""
     try:
@@ -95,8 +111,8 @@ def _make_room(staging: Path, wanted: int) -> str | None:
         sweep(staging.parent)
         free = shutil.disk_usage(staging.parent).free
         if free < wanted + _MARGIN_BYTES:
-            needed = _size(wanted + _MARGIN_BYTES)
-            return f"with some room for what follows it needs {needed}, the disk has {_size(free)} free"
+            needed = say_bytes(wanted + _MARGIN_BYTES)
+            return f"with some room for what follows it needs {needed}, the disk has {say_bytes(free)} free"
         staging.mkdir()
     except OSError as error:
         return error.strerror or str(error)
@@ -137,7 +153,9 @@ def _commit(
         world_size=lineage.ranks.world_size,
         zero_stage=lineage.zero_stage,
         tensor_parallel_size=lineage.tensor_parallel_size,
+        run=lineage.run,
         incarnation=lineage.incarnation,
+        optimizer=lineage.optimizer,
         corpus=lineage.corpus,
         base=lineage.base,
         score=moment.score,
@@ -165,7 +183,3 @@ def _explain(step: int, error: Exception) -> StorageError:
 
 def _reason(error: BaseException) -> str:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"  # noqa: PLR2004

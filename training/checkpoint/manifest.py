@@ -39,7 +39,13 @@ class Manifest(Section):
     world_size: int
     zero_stage: int
     tensor_parallel_size: int = 1
+    run: str
+    """The id in the run.json of the run that wrote it: a folder can be copied anywhere."""
+
     incarnation: int
+    optimizer: str
+    """Its kind: another one's moments mean nothing to it."""
+
     corpus: str
     """Fingerprint of the corpus whose samples were seen."""
 

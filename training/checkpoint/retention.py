@@ -46,15 +46,20 @@ def choose_surplus(scores: Mapping[int, float | None], keep: Retention) -> list[
 
 
 def prune(checkpoints: Path, keep: Retention) -> list[int]:
-    """Drop the surplus, each by a rename first: never half a checkpoint. Give the steps dropped."""
+    """Drop the surplus: never half a checkpoint. Give the steps dropped."""
     folders = {read_step(folder): folder for folder in list_checkpoints(checkpoints)}
     surplus = choose_surplus({step: _read_score(folder) for step, folder in folders.items()}, keep)
     for step in surplus:
-        trash = checkpoints / f"{_TRASH}{folders[step].name}"
-        with contextlib.suppress(OSError):
-            folders[step].rename(trash)
-            shutil.rmtree(trash, ignore_errors=True)
+        drop(folders[step])
     return surplus
+
+
+def drop(folder: Path) -> None:
+    """Remove a checkpoint by a rename first; what cannot be removed stays."""
+    trash = folder.with_name(f"{_TRASH}{folder.name}")
+    with contextlib.suppress(OSError):
+        folder.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def sweep(checkpoints: Path) -> None:

@@ -15,11 +15,20 @@ from typing import Protocol
 import torch
 
 from training.checkpoint.commit import Lineage, Moment, write_checkpoint
-from training.checkpoint.load import check_base, check_corpus, list_damaged, read_files, read_step, set_aside
+from training.checkpoint.load import (
+    check_base,
+    check_corpus,
+    check_optimizer,
+    list_damaged,
+    read_files,
+    read_step,
+    set_aside,
+)
 from training.checkpoint.manifest import Manifest, list_checkpoints, read_manifest, verify_files
 from training.checkpoint.share import HostBuffer, Share, mark_ready, plan_share
 from training.collectives import Council, from_lead, gather_over_ranks
 from training.errors import CheckpointError, MetierError, StorageError, first_line
+from training.fence import FencedError, check_fence
 from training.fragments.fragment import Fragment
 from training.fragments.reader import FragmentReader
 from training.progress import Memory, Progress
@@ -139,6 +148,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: There are checkpoints but none can be read, or they belong to another corpus
                 or model.
+            FencedError: A newer start has taken the run over.
         """
         self._land()
         folders = from_lead(list_checkpoints(self._lineage.layout.checkpoints))
@@ -151,6 +161,7 @@ class CheckpointStore:
             manifest = read_manifest(folder)
             check_corpus(folder, self._lineage.corpus)
             check_base(folder, self._lineage.base)
+            check_optimizer(folder, self._lineage.optimizer)
             with FragmentReader(folder) as reader:
                 self._engine.load(reader)
             self._tell_cut(manifest)
@@ -163,7 +174,8 @@ class CheckpointStore:
         if damaged:
             raise CheckpointError(
                 f"{self._lineage.layout.checkpoints}: {len(damaged)} checkpoints and none can be read (see "
-                "events.jsonl); put one back, remove them to begin anew, or start under another name"
+                "events.jsonl); put one back, begin anew after `metier checkpoints RUN prune damaged=all`, "
+                "or start under another name"
             )
         return Progress(step=0, samples_seen=0)
 
@@ -227,6 +239,8 @@ class CheckpointStore:
             }
             self._reporter.event("saved", step=step, **facts)
             return
+        if isinstance(flight.problem, FencedError):
+            raise flight.problem
         self._reporter.event("save_failed", step=step, reason=str(flight.problem))
         if must_succeed or not isinstance(flight.problem, StorageError):
             raise flight.problem
@@ -236,17 +250,25 @@ class CheckpointStore:
         """Verify every so-many-th file, so that the ranks together read each once; say what is wrong."""
         ranks = self._lineage.ranks
         try:
-            verify_files(folder, read_files(folder)[ranks.rank :: ranks.world_size])
+            verify_files(folder, read_files(folder, self._lineage.run)[ranks.rank :: ranks.world_size])
         except CheckpointError as error:
             return str(error)
         return None
 
     def _reject(self, folder: Path, reason: str) -> None:
-        if self._lineage.ranks.is_lead:
-            kept = set_aside(folder)
-            self._reporter.event("checkpoint_rejected", checkpoint=folder.name, reason=reason, kept=kept.name)
-            self._reporter.event("note", text=f"{reason}; set aside as {kept.name}")
-        gather_over_ranks(None)
+        problem = from_lead(self._set_aside(folder, reason) if self._lineage.ranks.is_lead else None)
+        if problem is not None:
+            raise problem
+
+    def _set_aside(self, folder: Path, reason: str) -> FencedError | None:
+        try:
+            check_fence(self._lineage.layout.incarnations, self._lineage.incarnation)
+        except FencedError as error:
+            return error
+        kept = set_aside(folder)
+        self._reporter.event("checkpoint_rejected", checkpoint=folder.name, reason=reason, kept=kept.name)
+        self._reporter.event("note", text=f"{reason}; set aside as {kept.name}")
+        return None
 
     def _tell_cut(self, manifest: Manifest) -> None:
         lineage = self._lineage

@@ -1,6 +1,7 @@
-"""run.json: the frozen configuration and the versions it was made with."""
+"""run.json: the frozen configuration, the versions it was made with, and which run it is."""
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from training.files import write_json
 
 MODEL_REVISION = "model_revision"
 """Among the versions: the commit of the hub that the model was loaded from."""
+_ID_BYTES = 8
 
 
 def check_config(values: dict[str, Any]) -> RunConfig:
@@ -28,8 +30,9 @@ def check_config(values: dict[str, Any]) -> RunConfig:
 
 
 def write_frozen(path: Path, config: RunConfig, versions: dict[str, str]) -> None:
-    """Write ``config`` and the versions of what runs it, complete or not at all."""
-    write_json(path, {"config": config.model_dump(mode="json"), "versions": versions})
+    """Write ``config`` and the versions of what runs it, complete or not at all; the run stays the same."""
+    run_id = read_run_id(path) if path.exists() else secrets.token_hex(_ID_BYTES)
+    write_json(path, {"run_id": run_id, "config": config.model_dump(mode="json"), "versions": versions})
 
 
 def note_version(path: Path, name: str, version: str) -> None:
@@ -50,9 +53,24 @@ def read_frozen(path: Path) -> RunConfig:
     Raises:
         ConfigError: The file is missing or not a frozen configuration.
     """
+    return check_config(_read(path, "config"))
+
+
+def read_run_id(path: Path) -> str:
+    """Read which run it is: by this its checkpoints are known.
+
+    Raises:
+        ConfigError: The file is missing or not a frozen configuration.
+    """
+    return str(_read(path, "run_id"))
+
+
+def _read(path: Path, key: str) -> Any:
     try:
-        return check_config(json.loads(path.read_text(encoding="utf-8"))["config"])
+        return json.loads(path.read_text(encoding="utf-8"))[key]
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; start the run with `metier train` first") from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError, KeyError, TypeError):
-        raise ConfigError(f"{path} is not a frozen configuration; remove it and start again") from None
+        raise ConfigError(
+            f"{path} is not a frozen configuration; put the former one back, or start under another name"
+        ) from None

@@ -79,13 +79,17 @@ class LoopConfig(Section):
     max_steps: PositiveInt = Field(description="optimizer steps of the whole run")
     log_every_steps: PositiveInt = Field(description="steps between lines on the screen; the journal has all")
     checkpoint_every_steps: PositiveInt = Field(description="steps between checkpoints; the last is saved")
-    keep_checkpoints: PositiveInt = Field(description="newest checkpoints kept; the best one stays as well")
+    keep_checkpoints: PositiveInt = Field(
+        description="newest checkpoints kept; the one of the least held-out loss stays as well"
+    )
     keep_every_steps: PositiveInt | None = Field(
-        description="checkpoints at multiples of this stay for good; null: none"
+        description="checkpoints at multiples of this, itself a multiple of checkpoint_every_steps, stay for "
+        "good; null: none"
     )
     max_skipped_in_a_row: NonNegativeInt = Field(
         description="a step whose loss or gradient is not finite, or a spike, is not applied; one more than "
-        "this many in a row stop the run and name the documents"
+        "this many in a row stop the run and name the documents; with spike=roll_back those count that came "
+        "since the run was last further than ever before"
     )
     spike: Literal["none", "stop", "skip", "roll_back"] = Field(
         description="what a spike meets. skip: its update is not applied; roll_back: the last regular "
@@ -118,7 +122,10 @@ class LoopConfig(Section):
     patience: PositiveInt | None = Field(
         description="measurements in a row without a gain that end the run; null: it goes to max_steps"
     )
-    min_change: NonNegativeFloat = Field(description="nats per target that count as a gain")
+    min_change: NonNegativeFloat = Field(
+        description="nats per target by which a measurement must be below the last gain to be one; the best "
+        "loss, and the best checkpoint, are the least all the same"
+    )
 
 
 class ClusterConfig(Section):

@@ -25,7 +25,7 @@ from training.evaluation.table import print_report
 from training.evaluation.unpack import unpack_layers
 from training.layout import RunLayout
 from training.metrics.accounts import read_accounts
-from training.metrics.journal import read_journal
+from training.metrics.lines import read_lines
 from training.model.folder import fingerprint_base
 from training.model.kind import AnyModel
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -72,7 +72,7 @@ def evaluate(config: RunConfig) -> None:
         config,
         compare(material, questions, before, after, config.evaluation, seed=config.data.split_seed),
         material,
-        read_journal(layout.metrics),
+        read_lines(layout.metrics),
         corpus.manifest,
         Circumstances(
             checkpoint_step=read_step(checkpoint),

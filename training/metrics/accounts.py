@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.layout import RunLayout
+from training.layout import RunLayout, redone_beside
 from training.metrics.goodput import Goodput, find_goodput, read_first_start
-from training.metrics.journal import read_journal, read_lines
+from training.metrics.lines import read_lines
 
 Line = Mapping[str, Any]
 
@@ -26,10 +26,14 @@ class Accounts:
 
 def read_accounts(layout: RunLayout) -> Accounts:
     """Read a run's accounts, from its first start to the last thing that it wrote."""
-    lines, events = read_lines(layout.metrics), read_lines(layout.events)
+    journal, events = read_lines(layout.metrics), read_lines(layout.events)
+    # A start that was killed while it moved lines has left them in both files, until the next one.
+    known = {_identity(line) for line in journal}
+    redone = [line for line in read_lines(redone_beside(layout.metrics)) if _identity(line) not in known]
+    lines = [*journal, *redone]
     started = read_first_start(layout.incarnations)
     ended = max((float(each["time"]) for each in [*lines, *events]), default=started)
-    kept = [line for line in read_journal(layout.metrics) if "skipped" not in line]
+    kept = [line for line in journal if "skipped" not in line]
     return find_accounts(kept, lines, events, find_goodput(kept, started, ended))
 
 
@@ -39,8 +43,8 @@ def find_accounts(
     """Add up.
 
     Args:
-        kept: The journal's line of each step that the weights remember.
-        lines: All lines.
+        kept: The lines of the steps that the weights remember.
+        lines: All lines, also of steps that were done again.
         events: All events.
         goodput: Of the same run.
     """
@@ -71,6 +75,10 @@ def find_accounts(
         collectives_seconds=_sum(kept, "collectives_seconds"),
         seconds={name: max(0.0, value) for name, value in seconds.items()},
     )
+
+
+def _identity(line: Line) -> tuple[object, ...]:
+    return line["step"], line["time"], line["incarnation"]
 
 
 def _sum(lines: Sequence[Line], key: str) -> float:

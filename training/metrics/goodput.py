@@ -24,10 +24,10 @@ class Goodput:
 
 
 def find_goodput(journal: list[dict[str, Any]], started: float, now: float) -> Goodput:
-    """Add up the steps of a journal that was read with one line for each step.
+    """Add up the steps of a journal.
 
     Args:
-        journal: From ``read_journal``. A skipped step changed no weight and is not useful.
+        journal: One line for each step. A skipped step changed no weight and is not useful.
         started: Seconds since 1970 of the run's first start.
         now: Seconds since 1970.
     """

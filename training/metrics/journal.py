@@ -1,7 +1,6 @@
-"""metrics.jsonl and events.jsonl: one JSON object per line, appended; the truth about a run."""
+"""metrics.jsonl, samples.jsonl and events.jsonl: one JSON object per line; the truth about a run."""
 
 import errno
-import json
 import os
 import time
 from collections import deque
@@ -9,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-NEWLINE = b"\n"
-
+from training.errors import StorageError
+from training.metrics.lines import NEWLINE, decode_line, encode_line
+from training.metrics.rewind import Moment, Rewound, rewind
 
 WAITING_BYTES = 16 << 20
 """Of lines that wait in memory for a disk to take them; some twenty thousand steps."""
+
+_LOOK_BYTES = 1 << 16
 
 
 class LineFile:
@@ -27,7 +29,8 @@ class LineFile:
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._descriptor: int | None = None
-        self._torn = False
+        self.torn = 0
+        """Ends of lines that were never written whole and have been cut off."""
 
     @property
     def lost_lines(self) -> int:
@@ -36,7 +39,7 @@ class LineFile:
 
     def append(self, value: Mapping[str, Any]) -> bool:
         """Write one line, behind those that wait; False when it has to wait as well."""
-        self._wait_with(_encode(value) + NEWLINE)
+        self._wait_with(encode_line(value) + NEWLINE)
         return self.flush()
 
     def flush(self) -> bool:
@@ -65,14 +68,8 @@ class LineFile:
         Raises:
             OSError: The disk took nothing of it, or a part.
         """
-        descriptor = self._open()
-        # What came before may lack its end: a kill or a full disk in the middle of a line. The new line
-        # starts afresh, and readers skip the torn one.
-        line = NEWLINE * self._torn + line
-        written = os.write(descriptor, line)
-        if written:
-            self._torn = written < len(line)
-        if written < len(line):
+        if os.write(self._open(), line) < len(line):
+            self._let_go()  # it is cut off when the file is opened again
             raise OSError(errno.ENOSPC, "the disk took half a line")
 
     def sync(self) -> None:
@@ -88,6 +85,9 @@ class LineFile:
         """Make the lines durable and let the file go."""
         self.flush()
         self.sync()
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -97,12 +97,55 @@ class LineFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             size = os.fstat(self._descriptor).st_size
-            self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != NEWLINE
+            whole = _find_end(self._descriptor, size)
+            if whole < size:
+                # A kill or a full disk in the middle of a line.
+                os.ftruncate(self._descriptor, whole)
+                self.torn += 1
         return self._descriptor
 
 
 class Journal(LineFile):
-    """metrics.jsonl: one line per step."""
+    """metrics.jsonl and samples.jsonl: lines of steps, each step once, in order."""
+
+    def __init__(self, path: Path) -> None:
+        """Append to ``path``, which is opened with the first line."""
+        super().__init__(path)
+        self._moment: Moment | None = None
+        """To which the file still has to go back."""
+
+        self._unwritten: list[bytes] = []
+
+    def rewind(self, moment: Moment) -> Rewound | None:
+        """Take back the lines that do not lead to ``moment``; None when a full disk makes that wait."""
+        waiting, self._waiting = self._waiting, deque()
+        for line in waiting:
+            if (decode_line(line) or {}).get("step", 0) > moment.step:
+                self._unwritten.append(line.removesuffix(NEWLINE))
+                self._waiting_bytes -= len(line)
+            else:
+                self._waiting.append(line)
+        self._moment = moment
+        return self._rewind()
+
+    def flush(self) -> bool:
+        """Write the lines that wait, in their order; False when some still have to."""
+        if self._moment is not None and self._rewind() is None:
+            return False
+        return super().flush()
+
+    def _rewind(self) -> Rewound | None:
+        if self._moment is None:
+            return None
+        self._let_go()
+        try:
+            found = rewind(self.path, self._moment, self._unwritten)
+        except (StorageError, OSError) as error:
+            self.last_error = str(error)
+            return None
+        self._moment = None
+        self._unwritten.clear()
+        return found
 
 
 class Events(LineFile):
@@ -115,43 +158,12 @@ class Events(LineFile):
         return kept
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read every whole line; none when the file is missing. Torn lines are skipped."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return parse_lines(content)
-
-
-def parse_lines(content: bytes) -> list[dict[str, Any]]:
-    """Parse complete lines; what is torn is no record and is skipped."""
-    return [value for line in content.split(NEWLINE) if (value := _decode(line)) is not None]
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Read the last line of each step, in order of step.
-
-    A run that was killed and resumed took some steps twice; the later incarnation's is the one that
-    the weights remember.
-    """
-    latest: dict[int, dict[str, Any]] = {}
-    for line in read_lines(path):
-        step = line.get("step")
-        if isinstance(step, int):
-            known = latest.get(step)
-            if known is None or line.get("incarnation", 0) >= known.get("incarnation", 0):
-                latest[step] = line
-    return [latest[step] for step in sorted(latest)]
-
-
-def _encode(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, default=str).encode()
-
-
-def _decode(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+def _find_end(descriptor: int, size: int) -> int:
+    """Give the size of the whole lines at the beginning of a file."""
+    while size > 0:
+        first = max(0, size - _LOOK_BYTES)
+        found = os.pread(descriptor, size - first, first).rfind(NEWLINE)
+        if found >= 0:
+            return first + found + 1
+        size = first
+    return 0

@@ -1,10 +1,12 @@
 """What the loop knows about one step, and the line that the journal keeps of it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from training.metrics.rates import find_mfu, find_tokens_per_second
+from training.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,12 @@ class MetricsSink(Protocol):
 
     def log(self, record: StepRecord) -> None:
         """Keep one step."""
+
+    def answer(self, progress: Progress, facts: Mapping[str, object]) -> None:
+        """Keep what the model answered to a held-out question after a step."""
+
+    def rewind(self, progress: Progress) -> None:
+        """Take back what was kept of steps that the weights do not remember: the run goes on from here."""
 
     def event(self, kind: str, **facts: object) -> None:
         """Keep something that happened beside the steps, with its facts."""

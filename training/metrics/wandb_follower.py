@@ -1,5 +1,7 @@
 """The helper process: reads the journal as it grows and hands each step to W&B once."""
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -11,18 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import wandb
 
 from training.errors import MetierError
 from training.files import write_json, write_text
-from training.layout import RunLayout
-from training.metrics.journal import NEWLINE, parse_lines, read_lines
+from training.layout import RunLayout, redone_beside
+from training.metrics.lines import read_lines
+from training.metrics.tail import POLL_SECONDS, follow_lines
 from training.metrics.tracker import DRAIN_SECONDS, FOLLOW, kill_group
 
-POLL_SECONDS = 1.0
 INIT_TIMEOUT_SECONDS = 60.0
 FIRST_RETRY_SECONDS = 15.0
 LONGEST_RETRY_SECONDS = 300.0
@@ -66,7 +67,8 @@ def follow_run(layout: RunLayout, *, follow: bool, attempt: int) -> int:
     else:
         ended.set()
     try:
-        send_journal(layout, read_settings(layout), ended)
+        with wait_for_turn(layout):
+            send_journal(layout, read_settings(layout), ended)
     except HOPELESS as error:
         _say(f"W&B refused: {_first_line(error)}; metrics.jsonl has everything")
         return 1
@@ -157,7 +159,8 @@ def number_row(line: dict[str, Any], samples_per_step: int | None) -> int:
 def find_samples(layout: RunLayout, line: dict[str, Any]) -> dict[str, Any]:
     """Give the answers that were written after this step, as a table; nothing where there are none."""
     place = (line["step"], line.get("samples_seen"))
-    found = [each for each in read_lines(layout.samples) if (each["step"], each["samples_seen"]) == place]
+    answers = [*read_lines(layout.samples), *read_lines(redone_beside(layout.samples))]
+    found = [each for each in answers if (each["step"], each["samples_seen"]) == place]
     # A resumed run may have answered them a second time, with the same words.
     rows = list({each["id"]: [each["prompt"], each["expected"], each["answer"]] for each in found}.values())
     return {"samples": wandb.Table(columns=["prompt", "expected", "answer"], data=rows)} if rows else {}
@@ -195,29 +198,15 @@ class SentRows:
             write_json(self._path, self._rows)
 
 
-def follow_lines(path: Path, ended: threading.Event) -> Iterator[list[dict[str, Any]]]:
-    """Yield the journal's steps as whole lines appear; stop once ``ended`` is set and all was read."""
-    offset = 0
-    while True:
-        last_look = ended.is_set()
-        content = _read_from(path, offset)
-        whole = content.rfind(NEWLINE) + 1
-        offset += whole
-        lines = [line for line in parse_lines(content[:whole]) if isinstance(line.get("step"), int)]
-        if lines:
-            yield lines
-        if last_look:
-            return
-        ended.wait(POLL_SECONDS)
-
-
-def _read_from(path: Path, offset: int) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            stream.seek(offset)
-            return stream.read()
-    except FileNotFoundError:
-        return b""
+@contextlib.contextmanager
+def wait_for_turn(layout: RunLayout) -> Iterator[None]:
+    """Let one helper of a run send at a time: a killed start's may be at its last rows."""
+    layout.tracker.mkdir(parents=True, exist_ok=True)
+    with (layout.tracker / "lock").open("wb") as lock:
+        # Where the disk knows no locks, both send; the rows of the second are refused.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _wandb_settings() -> wandb.Settings:

@@ -120,6 +120,12 @@ def _check_schedule(config: RunConfig) -> None:
 
 
 def _check_loop(config: RunConfig) -> None:
+    kept, saved = config.loop.keep_every_steps, config.loop.checkpoint_every_steps
+    if kept is not None and kept % saved:
+        raise ConfigError(
+            f"loop.keep_every_steps={kept} is no multiple of loop.checkpoint_every_steps={saved}: there is "
+            f"no checkpoint of step {kept} to keep; use {kept - kept % saved + saved}"
+        )
     if config.loop.patience is not None and config.loop.evaluate_every_steps is None:
         raise ConfigError(
             f"loop.patience={config.loop.patience} counts measurements of the held-out loss, and there are "

@@ -1,4 +1,7 @@
-"""``python -m training.upkeep RUN_DIR ACTION [STEP [FOLDER]]``: started by ``metier checkpoints``."""
+"""``python -m training.upkeep RUN_DIR ACTION [STEP [FOLDER]]``, an empty STEP being the newest.
+
+Behind ``prune`` the word ``all`` stands in the folder's place: what was set aside goes as well.
+"""
 
 import sys
 from collections.abc import Callable
@@ -14,11 +17,11 @@ from training.upkeep.listing import prune_run, show_checkpoints, verify_all
 def main(words: list[str]) -> int:
     """Do one action; 1 when something does not verify, 2 when the user can mend something."""
     layout = RunLayout(Path(words[0]))
-    action, step = words[1], int(words[2]) if words[2:] else None
+    action, step = words[1], int(words[2]) if any(words[2:3]) else None
     actions: dict[str, Callable[[], bool]] = {
         "list": lambda: show_checkpoints(layout),
         "verify": lambda: verify_all(layout, step),
-        "prune": lambda: prune_run(layout),
+        "prune": lambda: prune_run(layout, all_damaged=words[3:] == ["all"]),
         "convert": lambda: _convert(layout, step, words[3:]),
     }
     try:

@@ -14,8 +14,9 @@ warnings.filterwarnings("ignore", message="TORCH_CUDA_ARCH_LIST")
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError  # noqa: E402
+from training.fence import FencedError  # noqa: E402
 from training.layout import RunLayout  # noqa: E402
-from training.outcome import Outcome, State, write_outcome  # noqa: E402
+from training.outcome import Outcome, write_outcome  # noqa: E402
 from training.processes import end_with_parent  # noqa: E402
 from training.ranks import Ranks  # noqa: E402
 
@@ -38,14 +39,17 @@ def main() -> int:
         from training.worker.run import run  # noqa: PLC0415
 
         return run(layout, ranks)
+    except FencedError as error:
+        # No word of it in the run directory, which is the newer start's; the launcher sees that by itself.
+        sys.stderr.write(f"metier train: rank {ranks.rank}: {error}\n")
+        return EXIT_OK
     except MetierError as error:
         sys.stderr.write(f"metier train: rank {ranks.rank}: {error}\n")
-        state: State = "FENCED" if type(error).__name__ == "FencedError" else "FAILED"
-        _tell(layout, ranks, state, error)
-        return EXIT_OK if state == "FENCED" else EXIT_USER_ERROR
+        _tell(layout, ranks, error)
+        return EXIT_USER_ERROR
     except Exception as error:
         traceback.print_exc()
-        _tell(layout, ranks, "FAILED", _name_lost_peer(error))
+        _tell(layout, ranks, _name_lost_peer(error))
         return EXIT_FAILED
 
 
@@ -63,11 +67,11 @@ def _name_lost_peer(error: Exception) -> Exception:
     return error
 
 
-def _tell(layout: RunLayout, ranks: Ranks, state: State, error: Exception) -> None:
+def _tell(layout: RunLayout, ranks: Ranks, error: Exception) -> None:
     message = (str(error).splitlines() or [""])[0]
     write_outcome(
         layout.outcome,
-        Outcome(state=state, step=None, error_class=_name_class(error), message=message, rank=ranks.rank),
+        Outcome(state="FAILED", step=None, error_class=_name_class(error), message=message, rank=ranks.rank),
     )
 
 

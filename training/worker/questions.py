@@ -9,8 +9,7 @@ from training.data.reading.reader import open_corpus
 from training.early_stop import HeldOutLoss
 from training.engine.deepspeed_engine import DeepSpeedEngine, Place
 from training.held_out import HeldOutDocuments, draw_held_out
-from training.layout import RunLayout
-from training.metrics.journal import LineFile
+from training.metrics.record import MetricsSink
 from training.model.drawing import Drawing
 from training.model.tokenizer import load_tokenizer
 from training.progress import Progress
@@ -20,7 +19,7 @@ _THREE = 3
 
 
 def open_questions(
-    layout: RunLayout, config: RunConfig, place: Place, engine: DeepSpeedEngine, sources: Sequence[str]
+    config: RunConfig, place: Place, engine: DeepSpeedEngine, sources: Sequence[str], metrics: MetricsSink
 ) -> Callable[[Progress], HeldOutLoss]:
     """Hold the documents ready; give what measures their loss and has the questions answered. Collective.
 
@@ -44,7 +43,6 @@ def open_questions(
         max_new_tokens=config.loop.sample_tokens,
         drawing=_find_drawing(config),
     )
-    lines = LineFile(layout.samples)
     together = (config.strategy.zero_stage == _THREE and place.ranks.world_size > 1) or team > 1
 
     def measure(progress: Progress) -> HeldOutLoss:
@@ -52,9 +50,8 @@ def open_questions(
         found = held_out.measure(engine.measure_nats, place.device)
         # Who holds all weights answers alone.
         if together or place.ranks.is_lead:
-            answers = samples.answer(engine.model, together=together)
-            for answer in answers if place.ranks.is_lead else ():
-                lines.append({"step": progress.step, "samples_seen": progress.samples_seen, **answer})
+            for answer in samples.answer(engine.model, together=together):
+                metrics.answer(progress, answer)
         return replace(found, seconds=time.perf_counter() - started)
 
     return measure

@@ -12,11 +12,10 @@ import torch
 
 from training.audit.gate import check_audit
 from training.checkpoint.commit import Lineage
-from training.checkpoint.fence import claim_incarnation
 from training.checkpoint.retention import Retention
 from training.checkpoint.store import CheckpointStore
 from training.collectives import from_lead, gather_over_ranks, leave, take_blocked_seconds
-from training.config.freeze import MODEL_REVISION, note_version, read_frozen
+from training.config.freeze import MODEL_REVISION, note_version, read_frozen, read_run_id
 from training.config.schema import RunConfig
 from training.data.corpus.manifest import check_settings
 from training.data.order.plan import open_plan
@@ -28,10 +27,11 @@ from training.engine.partition import build_share
 from training.engine.seeds import make_deterministic
 from training.engine.swap_folder import own_swap_folder
 from training.errors import EXIT_OK
+from training.fence import check_fence, claim_incarnation, within_fence
 from training.layout import RunLayout
 from training.loop import StopReason, train
 from training.metrics.goodput import find_goodput, read_first_start
-from training.metrics.journal import read_journal
+from training.metrics.lines import read_lines
 from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
 from training.model.arithmetic import flops_per_token, peak_flops
@@ -90,6 +90,18 @@ def _run(layout: RunLayout, config: RunConfig, ranks: Ranks) -> int:
     rows = open_plan(corpus, config.batch.sequence_length, config.data.long_documents)
     check_audit(corpus.manifest, rows.by_source, config.batch.sequence_length, config.audit)
     incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
+    with within_fence(layout.incarnations, incarnation):
+        reason, progress = _build_and_train(layout, config, place, corpus, incarnation)
+        if ranks.is_lead:
+            check_fence(layout.incarnations, incarnation)
+            _tell(layout, reason, progress)
+    leave()
+    return EXIT_OK
+
+
+def _build_and_train(
+    layout: RunLayout, config: RunConfig, place: Place, corpus: Corpus, incarnation: int
+) -> tuple[StopReason, Progress]:
     stop = StopFlag(place.device)
     model, why_whole = build_share(config, place)
     if ranks.is_lead and (revision := find_revision(config.model)):
@@ -101,7 +113,7 @@ def _run(layout: RunLayout, config: RunConfig, ranks: Ranks) -> int:
             metrics.event("note", text=text)
         engine = DeepSpeedEngine(model, config, place, sources=len(corpus.manifest.sources))
         _check_isolation(engine, corpus, metrics)
-        store = CheckpointStore(engine, _lineage(layout, config, ranks, incarnation, corpus), metrics)
+        store = CheckpointStore(engine, _lineage(layout, config, place.ranks, incarnation, corpus), metrics)
         scene = Scene(
             layout=layout, config=config, place=place, corpus=corpus, engine=engine, metrics=metrics
         )
@@ -111,15 +123,13 @@ def _run(layout: RunLayout, config: RunConfig, ranks: Ranks) -> int:
         raise
     finally:
         metrics.close()
-    if ranks.is_lead:
-        _tell(layout, reason, progress)
-    leave()
-    return EXIT_OK
+    return reason, progress
 
 
 def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopReason, Progress]:
     config, place, metrics = scene.config, scene.place, scene.metrics
     progress = store.resume()
+    metrics.rewind(progress)
     metrics.event("resumed" if progress.step else "started", step=progress.step)
     batches = build_stream(
         scene.corpus,
@@ -145,7 +155,7 @@ def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopRe
 
 def _find_goodput(layout: RunLayout) -> dict[str, float]:
     found = find_goodput(
-        read_journal(layout.metrics), started=read_first_start(layout.incarnations), now=time.time()
+        read_lines(layout.metrics), started=read_first_start(layout.incarnations), now=time.time()
     )
     return asdict(found) | {"goodput": found.goodput}
 
@@ -181,7 +191,7 @@ def _gather_parts(scene: Scene, store: CheckpointStore, stop: StopFlag, batches:
         memory_peak_bytes=lambda: memory_peak_bytes(place.device),
         blame=blame,
         tell_memory=tell_memory,
-        measure_held_out=open_questions(scene.layout, config, place, engine, sources)
+        measure_held_out=open_questions(config, place, engine, sources, scene.metrics)
         if config.loop.evaluate_every_steps
         else measure_nothing,
         take_blocked_seconds=take_blocked_seconds,
@@ -203,7 +213,9 @@ def _lineage(layout: RunLayout, config: RunConfig, ranks: Ranks, incarnation: in
         layout=layout,
         ranks=ranks,
         zero_stage=effective_stage(config.strategy.zero_stage, config.precision),
+        run=read_run_id(layout.config),
         incarnation=incarnation,
+        optimizer=config.optimizer.kind,
         corpus=corpus.manifest.fingerprint,
         base=from_lead(fingerprint_base(config.model) if ranks.is_lead else ""),
         keep=Retention(newest=config.loop.keep_checkpoints, every_steps=config.loop.keep_every_steps),

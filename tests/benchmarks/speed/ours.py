@@ -135,6 +135,9 @@ class CountedMetrics:
         # Each process tells its own part; with equal rows all have the same.
         self._rounds.after_step(record.tokens // self._ranks)
 
+    def rewind(self, progress: Progress) -> None:
+        self._sink.rewind(progress)
+
     def event(self, kind: str, **facts: object) -> None:
         self._sink.event(kind, **facts)
 

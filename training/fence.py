@@ -1,12 +1,14 @@
-"""Who may commit: each start of a run claims the next incarnation, and an older one may write no more.
+"""Who may write: each start of a run claims the next incarnation, and an older one may write no more.
 
 A job can be started again while its old processes still live on a node that the scheduler lost sight of
 (split brain). The claim is a hard link, which is atomic on local disks and on NFS.
 """
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from training.errors import CheckpointError
@@ -28,13 +30,17 @@ def claim_incarnation(folder: Path) -> int:
         while True:
             number = newest_incarnation(folder) + 1
             try:
-                os.link(note, folder / f"{number:0{_DIGITS}d}.json")
+                os.link(note, _claim(folder, number))
             except FileExistsError:
                 continue
             return number
     finally:
         note.unlink(missing_ok=True)
         _sweep(folder)
+
+
+def _claim(folder: Path, number: int) -> Path:
+    return folder / f"{number:0{_DIGITS}d}.json"
 
 
 def _sweep(folder: Path) -> None:
@@ -55,6 +61,37 @@ def newest_incarnation(folder: Path) -> int:
 
 class FencedError(CheckpointError):
     """A newer start of the same run has taken over; this one must not write."""
+
+
+def find_incarnation(folder: Path, asked: float) -> int | None:
+    """Find the start that the launcher asked for at this time; None when it never came to claim."""
+    for path in folder.glob("[0-9]" * _DIGITS + ".json"):
+        try:
+            if float(json.loads(path.read_text(encoding="utf-8"))["time"]) == asked:
+                return int(path.stem)
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def is_fenced(folder: Path, incarnation: int) -> bool:
+    """Whether a newer start has claimed the run: a look at one name, cheap enough before each line."""
+    return _claim(folder, incarnation + 1).exists()
+
+
+@contextlib.contextmanager
+def within_fence(folder: Path, incarnation: int) -> Iterator[None]:
+    """Turn whatever goes wrong in a start that was overtaken into that: nothing else of it is news.
+
+    Raises:
+        FencedError: A newer start has claimed the run.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_fenced(folder, incarnation) and not isinstance(error, FencedError):
+            check_fence(folder, incarnation)
+        raise
 
 
 def check_fence(folder: Path, incarnation: int) -> None:
