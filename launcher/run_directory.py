@@ -44,10 +44,11 @@ def freeze_run(config: RunConfig) -> RunLayout:
         StorageError: It cannot be written.
     """
     layout = find_layout(config)
-    frozen = check_same_run(config)
-    if frozen is not None and _dump(frozen) == _dump(config):
-        return layout
-    if frozen is None and any(layout.checkpoints.glob("step_*")):
+    check_same_run(config)
+    if layout.config.exists():
+        if _dump(read_frozen(layout.config)) == _dump(config):
+            return layout
+    elif any(layout.checkpoints.glob("step_*")):
         raise ConfigError(
             f"{layout.root} has checkpoints and no run.json, which says whose they are; put it back, or give "
             "another name=..."
@@ -56,18 +57,19 @@ def freeze_run(config: RunConfig) -> RunLayout:
     return layout
 
 
-def check_same_run(config: RunConfig) -> RunConfig | None:
-    """Give the settings with which the run was frozen; None where there is no such run yet.
+def check_same_run(config: RunConfig) -> None:
+    """Make sure that a run of this name, where there is one, has these settings.
+
+    A run of which no rank ever came as far as to claim it (a start that was refused, a command that was only
+    printed) has nothing to lose.
 
     Raises:
         ConfigError: The directory belongs to a run with other settings.
     """
     layout = find_layout(config)
-    if not layout.config.exists():
-        return None
-    frozen = read_frozen(layout.config)
-    refuse_differences(frozen, config)
-    return frozen
+    begun = any(layout.incarnations.glob("*.json")) or any(layout.checkpoints.glob("step_*"))
+    if layout.config.exists() and begun:
+        refuse_differences(read_frozen(layout.config), config)
 
 
 def recall_run(config: RunConfig, overridden: Iterable[str]) -> RunConfig:

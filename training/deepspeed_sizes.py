@@ -24,6 +24,9 @@ class ModelShape:
     parameters: int
     """Of the whole model."""
 
+    trained: int
+    """Of all that is trained: what has a gradient."""
+
     layer: int
     """Of the largest of the repeated layers."""
 
@@ -45,9 +48,9 @@ def choose_reduce_bucket(shape: ModelShape, world_size: int) -> int:
 
     100 MB in 16 bits fill a link of 400 Gb/s for 2 ms, a hundred times its latency. A ring cuts a reduction
     into one piece for each rank, and a piece under 1 MB is latency alone: so it grows with the ranks. More
-    than the model has is never filled.
+    than there are gradients is never filled; the buffers take memory all the same.
     """
-    return max(1, min(shape.parameters, max(_FILLS_A_LINK, _PER_RANK * world_size)))
+    return max(1, min(shape.trained, max(_FILLS_A_LINK, _PER_RANK * world_size)))
 
 
 def choose_prefetch_bucket(shape: ModelShape) -> int:

@@ -155,7 +155,8 @@ def test_a_corpus_or_a_model_that_was_not_prepared_says_how(tiny_smoke: RunConfi
 def test_heads_that_cannot_be_shared_out_are_refused_where_the_model_can_be_seen(
     tiny_smoke: RunConfig, tmp_path: Path
 ) -> None:
-    model = tiny_smoke.model.model_copy(update={"folder": str(tmp_path)})
+    model = tiny_smoke.model.model_copy(update={"source": "gguf", "path": "a.gguf", "folder": str(tmp_path)})
+    (tmp_path / "metier.json").write_text('{"source": "gguf", "file": "a.gguf"}')
     strategy = tiny_smoke.strategy.model_copy(update={"sequence_parallel_size": 3})
     config = tiny_smoke.model_copy(update={"model": model, "strategy": strategy})
     check_model(config)

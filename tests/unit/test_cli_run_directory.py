@@ -12,6 +12,8 @@ from launcher.tree import ConfigTree
 from training.config.freeze import check_config, note_version, read_frozen, read_run_id
 from training.config.schema import RunConfig
 from training.errors import ConfigError
+from training.fence import claim_incarnation
+from training.layout import RunLayout
 
 TREE = ConfigTree(None)
 
@@ -84,8 +86,21 @@ def test_the_same_configuration_again_leaves_the_file_as_it_is(config: RunConfig
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-def test_a_changed_configuration_is_refused_and_shows_the_difference(config: RunConfig) -> None:
+def begin(config: RunConfig) -> RunLayout:
+    """Freeze a run, and have a rank claim it."""
     layout = freeze_run(config)
+    claim_incarnation(layout.incarnations)
+    return layout
+
+
+def test_settings_may_change_as_long_as_no_rank_has_begun(config: RunConfig) -> None:
+    freeze_run(config)
+    wanted = changed(config, optimizer__learning_rate=0.5)
+    assert read_frozen(freeze_run(wanted).config) == wanted
+
+
+def test_a_changed_configuration_is_refused_and_shows_the_difference(config: RunConfig) -> None:
+    layout = begin(config)
     frozen = layout.config.read_bytes()
     with pytest.raises(ConfigError) as raised:
         freeze_run(changed(config, optimizer__learning_rate=0.5, model__chat_template="x.jinja"))
@@ -97,7 +112,7 @@ def test_a_changed_configuration_is_refused_and_shows_the_difference(config: Run
 
 
 def test_many_differences_are_counted(config: RunConfig) -> None:
-    freeze_run(config)
+    begin(config)
     other = changed(
         config,
         seed=9,
@@ -134,13 +149,13 @@ def test_many_differences_are_counted(config: RunConfig) -> None:
     ],
 )
 def test_what_does_not_change_the_weights_is_frozen_anew(config: RunConfig, change: dict[str, Any]) -> None:
-    freeze_run(config)
+    begin(config)
     wanted = changed(config, **change)
     assert read_frozen(freeze_run(wanted).config) == wanted
 
 
 def test_what_deepspeed_is_told_beside_our_settings_may_not_change(config: RunConfig) -> None:
-    freeze_run(config)
+    begin(config)
     with pytest.raises(ConfigError, match=r"strategy\.deepspeed_extra\.prescale_gradients: "):
         freeze_run(changed(config, strategy__deepspeed_extra={"prescale_gradients": True}))
 

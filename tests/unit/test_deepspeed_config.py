@@ -20,9 +20,17 @@ from training.deepspeed_sizes import (
 )
 
 LLAMA_8B = ModelShape(
-    parameters=8_030_261_248, layer=218_112_000, hidden=4096, adapter=0, tensor=525_336_576, tensors=12
+    parameters=8_030_261_248,
+    trained=8_030_261_248,
+    layer=218_112_000,
+    hidden=4096,
+    adapter=0,
+    tensor=525_336_576,
+    tensors=12,
 )
-TINY = ModelShape(parameters=300_000, layer=40_000, hidden=64, adapter=0, tensor=16_384, tensors=12)
+TINY = ModelShape(
+    parameters=300_000, trained=300_000, layer=40_000, hidden=64, adapter=0, tensor=16_384, tensors=12
+)
 
 
 def compose(*changes: str) -> RunConfig:
@@ -34,10 +42,11 @@ def build(*changes: str, shape: ModelShape | None = TINY) -> dict[str, Any]:
     return build_deepspeed_config(config, plan_run(config), shape)
 
 
-def test_a_reduction_grows_with_the_ranks_and_is_never_more_than_the_model() -> None:
+def test_a_reduction_grows_with_the_ranks_and_is_never_more_than_the_gradients() -> None:
     sizes = [choose_reduce_bucket(LLAMA_8B, ranks) for ranks in (1, 64, 256, 1024)]
     assert sizes == [50_000_000, 50_000_000, 128_000_000, 512_000_000]
     assert choose_reduce_bucket(TINY, 8) == 300_000
+    assert choose_reduce_bucket(replace(LLAMA_8B, trained=4_000_000), 8) == 4_000_000
 
 
 def test_one_layer_is_gathered_ahead_and_vectors_stay_on_every_rank() -> None:

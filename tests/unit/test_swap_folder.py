@@ -115,7 +115,7 @@ def test_a_disk_without_the_room_is_refused_before_anything_is_written(tmp_path:
             "cluster.processes_per_node": 2,
         }
     )
-    shape = ModelShape(parameters=free // 10, layer=1, hidden=1, adapter=0, tensor=1, tensors=1)
+    shape = ModelShape(parameters=free // 10, trained=1, layer=1, hidden=1, adapter=0, tensor=1, tensors=1)
     # Fourteen bytes a parameter: of two nodes each has seven tenths of what is free to hold.
     needs.check_room(config, shape, world_size=4)
     with pytest.raises(StorageError, match=r"GB free and the 2 processes of this node want .* name another"):

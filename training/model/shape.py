@@ -13,6 +13,7 @@ def measure_shape(model: AnyModel) -> ModelShape:
     outside = len(list(model.parameters())) - sum(map(len, layers))
     return ModelShape(
         parameters=_count(model),
+        trained=sum(_elements(p) for p in model.parameters() if p.requires_grad),
         layer=max(map(_count, find_layers(model))),
         hidden=int(base_of(model).get_input_embeddings().embedding_dim),
         adapter=max(adapters, default=0),

@@ -104,7 +104,7 @@ def _build_and_train(
 ) -> tuple[StopReason, Progress]:
     stop = StopFlag(place.device)
     model, why_whole = build_share(config, place)
-    if ranks.is_lead and (revision := find_revision(config.model)):
+    if place.ranks.is_lead and (revision := find_revision(config.model)):
         note_version(layout.config, MODEL_REVISION, revision)
     metrics = _open_metrics(layout, config, place, incarnation, _flops_per_token(config, model, corpus))
     try:
