@@ -14,6 +14,7 @@ from launcher.run_directory import freeze_run
 from launcher.tree import ConfigTree
 from tests.end_to_end.runs import environment, link_prepared
 from training import preflight
+from training.fence import claim_incarnation
 
 EVALUATED = "loop.evaluate_every_steps=2"
 REFUSED = {
@@ -106,7 +107,8 @@ def test_a_start_is_refused_before_any_rank(
 def test_a_dry_run_refuses_settings_that_the_run_of_this_name_does_not_have(
     verb: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    freeze_run(compose_run(["experiment=tiny_smoke"], ConfigTree(None)).config)
+    layout = freeze_run(compose_run(["experiment=tiny_smoke"], ConfigTree(None)).config)
+    claim_incarnation(layout.incarnations)
     words = ["experiment=tiny_smoke", "optimizer.learning_rate=0.5", "dry_run=true"]
 
     assert main([verb, *words]) == 2

@@ -92,11 +92,11 @@ def test_a_folder_named_training_in_the_current_directory_does_no_harm(tmp_path:
 
 
 def test_a_run_on_several_hosts_is_frozen_and_left_to_the_user(tmp_path: Path) -> None:
-    (tmp_path / "models/tiny-llama").mkdir(parents=True)
-    (tmp_path / "models/tiny-llama/config.json").write_text("{}")
+    (tmp_path / "models/own").mkdir(parents=True)
+    (tmp_path / "models/own/config.json").write_text("{}")
     # A corpus that cannot be seen from here, as on many a login node.
-    corpus = "data.path=s3://bucket/topics"
-    words = ("experiment=tiny_smoke", corpus, "cluster.nodes=2", "cluster.head_address=first")
+    seen = ("data.path=s3://bucket/topics", "model.source=huggingface", "model.path=./models/own")
+    words = ("experiment=tiny_smoke", *seen, "cluster.nodes=2", "cluster.head_address=first")
     done = metier("train", *words, folder=tmp_path)
     assert done.returncode == 2
     assert "--rdzv-endpoint=first:29500" in done.stdout
