@@ -154,7 +154,7 @@ def main() -> None:
         write_model(root / "tiny", 1)
         for method in METHODS:
             for ranks in given.ranks:
-                answers = on_ranks(ranks, measure, root, method, ranks)
+                answers = on_ranks(ranks, measure, root, method, ranks, fresh=True)
                 for way in ("whole", "in shares"):
                     table.add_row(method, str(ranks), way, *tell([answer[way] for answer in answers]))
     finally:

@@ -26,11 +26,17 @@ RUN = Path("runs") / "tiny_smoke"
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Train without interruption; give each step's loss."""
+def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train without interruption; give the working folder."""
     folder = link_prepared(prepared, tmp_path_factory.mktemp("uninterrupted") / "work")
     succeed(folder, *COMMAND)
-    return {step: line["loss"] for step, line in journal(folder / RUN).items()}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole: Path) -> dict[int, float]:
+    """Each step's loss, of a training that nobody interrupted."""
+    return {step: line["loss"] for step, line in journal(whole / RUN).items()}
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
@@ -120,15 +126,14 @@ def test_a_polite_stop_saves_at_once_and_the_same_command_goes_on(
     assert len(read_lines(run / "metrics.jsonl")) == STEPS
 
 
-def test_a_run_that_is_finished_says_so_and_trains_no_more(prepared: Path, tmp_path: Path) -> None:
-    folder = link_prepared(prepared, tmp_path / "work")
-    succeed(folder, *COMMAND)
-    before = read_lines(folder / RUN / "metrics.jsonl")
+def test_a_run_that_is_finished_says_so_and_trains_no_more(whole: Path) -> None:
+    before = read_lines(whole / RUN / "metrics.jsonl")
 
-    again = metier(folder, *COMMAND)
+    again = metier(whole, *COMMAND)
 
     assert again.returncode == 0
-    assert read_lines(folder / RUN / "metrics.jsonl") == before
+    assert "finished" in again.stdout
+    assert read_lines(whole / RUN / "metrics.jsonl") == before
 
 
 def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(

@@ -6,11 +6,13 @@ import queue
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.queues import Queue
 from typing import Any
 
 _VARIABLES = {"OMP_NUM_THREADS": "1"}
+_PRELOAD = ["training.worker.run", "peft", "bitsandbytes"]
+"""Eight seconds of imports: done once for all tests of a worker, whose ranks are then forked."""
 
 
 def on_ranks(
@@ -18,7 +20,7 @@ def on_ranks(
     body: Callable[..., Any],
     *args: object,
     timeout_seconds: float = 300,
-    preload: Sequence[str] = (),
+    fresh: bool = False,
     accelerator: str = "cpu",
 ) -> list[Any]:
     """Return what ``body(*args)`` returned on each rank, in rank order.
@@ -28,16 +30,17 @@ def on_ranks(
         body: Called on each.
         args: Its arguments.
         timeout_seconds: How long the slowest may take.
-        preload: Modules that a process is to import once, from which the ranks are then forked.
-        accelerator: What DeepSpeed is to use, cpu or cuda.
+        fresh: Whether each rank is a new process with imports of its own, as whoever measures memory needs.
+        accelerator: What DeepSpeed is to use, cpu or cuda; ranks on cuda are always fresh.
 
     Raises:
         AssertionError: A rank raised, or did not answer in time; every process is gone by then.
     """
-    context = multiprocessing.get_context("forkserver" if preload else "spawn")
-    if preload:
+    forked = accelerator == "cpu" and not fresh
+    context = multiprocessing.get_context("forkserver" if forked else "spawn")
+    if forked:
         os.environ |= _VARIABLES | {"DS_ACCELERATOR": accelerator}
-        context.set_forkserver_preload(list(preload))
+        context.set_forkserver_preload(_PRELOAD)
     answers: Queue[tuple[int, bool, Any]] = context.Queue()
     shared = {
         "WORLD_SIZE": str(world_size),

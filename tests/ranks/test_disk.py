@@ -29,7 +29,6 @@ BY_PRECISION = {"bf16": DISK[0], "fp32": DISK[2]}
 """
 
 MEMORY: list[Cut] = [("none", "none"), ("cpu", "cpu")]
-PRELOAD = ["deepspeed", "tests.ranks.test_disk", "training.checkpoint.store"]
 
 
 def configure(root: Path, cut: Cut, world_size: int, precision: str, stage: int = 3) -> Any:
@@ -196,9 +195,9 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str,
     root = tmp_path_factory.mktemp("disk")
     disk, memory = [(cut, 3) for cut in DISK], [(MEMORY[0], 2), (MEMORY[0], 3), (MEMORY[1], 3)]
     return {
-        1: on_ranks(1, walk, root, 1, [memory[0], disk[0]], preload=PRELOAD, timeout_seconds=600),
-        2: on_ranks(2, walk, root, 2, [*memory, *disk], preload=PRELOAD, timeout_seconds=600),
-        3: on_ranks(1, walk, root, 1, [disk[0], memory[0]], preload=PRELOAD),
+        1: on_ranks(1, walk, root, 1, [memory[0], disk[0]], timeout_seconds=600),
+        2: on_ranks(2, walk, root, 2, [*memory, *disk], timeout_seconds=600),
+        3: on_ranks(1, walk, root, 1, [disk[0], memory[0]]),
     }
 
 

@@ -217,7 +217,7 @@ def test_building_takes_a_rank_no_more_memory_than_its_share_and_a_layer(
     write_llama(tmp_path / "tiny")
     write_llama(tmp_path / "large", num_hidden_layers=LAYERS, **LAYER, shard_bytes=40 * MIB)
 
-    for measured in on_ranks(2, measure_builds, tmp_path):
+    for measured in on_ranks(2, measure_builds, tmp_path, fresh=True):
         for method, bytes_of in measured.items():
             layer = PARAMETERS_PER_LAYER * (4 if PRECISIONS[method] == "fp32" else 2)
             assert bytes_of["shared"] <= bytes_of["share"] + layer, (method, bytes_of)

@@ -28,7 +28,6 @@ from training.fragments.reader import FragmentReader
 
 STEPS_PER_WORLD = 2
 # Imported once, by the process that the ranks of all worlds are forked from.
-PRELOAD = ["deepspeed", "tests.ranks.test_recut", "training.checkpoint.store"]
 # (ZeRO stage, optimizer offload): every world takes the checkpoint up in each, and trains on in the first.
 CELLS = {
     1: [(0, "none")],
@@ -196,7 +195,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str,
         (root / name.replace(" ", "_")).mkdir()
     told = {}
     for world_size in worlds:
-        told[world_size] = on_ranks(world_size, walk_lines, root, world_size, preload=PRELOAD)
+        told[world_size] = on_ranks(world_size, walk_lines, root, world_size)
     return told
 
 
