@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from launcher.commands import show_command, torchrun_command, training_variables
 from launcher.run_directory import find_layout
 from training.batch import BatchPlan, plan_run
-from training.config.schema import ClusterConfig, RunConfig
+from training.config.cluster import ClusterConfig
+from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
 from training.schedule import learning_rate_at, schedule_length
 

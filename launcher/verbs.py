@@ -27,13 +27,14 @@ _RUN_MODULES = {"evaluate": "training.evaluation", "export": "training.export"}
 """Verbs that look at a run that was trained."""
 
 
-def run_verb(verb: str, composed: Composed, overridden: Sequence[str]) -> Ending:
+def run_verb(verb: str, composed: Composed, overridden: Sequence[str], *, follow: bool = False) -> Ending:
     """Do what ``verb`` says for one run.
 
     Args:
         verb: prepare, audit, train, evaluate or export.
         composed: The run.
         overridden: The dotted paths that the command line set.
+        follow: Under Slurm: stay until the run ends, and show its log.
 
     Raises:
         MetierError: Something that the user can mend.
