@@ -1,0 +1,1 @@
+"""What the launcher says to Slurm, and what it asks it."""
