@@ -10,8 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.slurm.cluster import Cluster, down, find, up
+from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import node_states
+from tests.slurm.lifetime import down, find, up
 from tests.slurm.linux import FaultyClusterError
 from tests.slurm.settings import LOGIN, Settings
 

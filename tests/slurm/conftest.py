@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.slurm.cluster import Cluster, new_root, started
+from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import clear
+from tests.slurm.lifetime import new_root, started
 from tests.slurm.linux import FaultyClusterError, how_to_install, missing_packages
 from tests.slurm.settings import Settings
 

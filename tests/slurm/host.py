@@ -1,6 +1,6 @@
 """The first process of a node's namespaces: ``python -m tests.slurm.host ROOT NAME [-b]``.
 
-It makes itself a host, starts slurmd and adopts what is orphaned. When it is killed the kernel kills the rest.
+It makes itself a host, starts slurmd and adopts what is orphaned. Killed, it takes the rest with it.
 SIGUSR1 starts slurmd once more.
 """
 

@@ -34,7 +34,7 @@ class Hosts(Protocol):
         """Start a node."""
 
     def kill(self, name: str, *, crash: bool) -> None:
-        """Kill all processes of a node at once; only with ``crash`` do its connections end in an orderly way."""
+        """Kill all processes of a node at once; only with ``crash`` are its connections ended."""
 
     def pids(self, name: str) -> list[int]:
         """Find the processes of a node, its first one first."""
@@ -100,20 +100,9 @@ class NamespacedHosts:
         ip("link", "set", _cable(name), state)
 
     def limit(self, name: str, rate: str) -> None:
-        change = [
-            "replace",
-            "dev",
-            _cable(name),
-            "root",
-            "tbf",
-            "rate",
-            rate,
-            "burst",
-            "32kb",
-            "latency",
-            "300ms",
-        ]
-        words = change if rate else ["del", "dev", _cable(name), "root"]
+        place = ["dev", _cable(name), "root"]
+        bucket = ["tbf", "rate", rate, "burst", "32kb", "latency", "300ms"]
+        words = ["replace", *place, *bucket] if rate else ["del", *place]
         subprocess.run([find_tool("tc"), "qdisc", *words], check=True)
 
     def _first(self, name: str) -> int | None:

@@ -64,8 +64,12 @@ def missing_packages(*, accounting: bool = False) -> list[str]:
     return [PACKAGES[tool] for tool in tools if shutil.which(tool, path=_PLACES) is None]
 
 
+def how_to_install(packages: list[str]) -> str:
+    return f"Slurm is not installed: apt-get install {' '.join(packages)} (or: make debian-packages)"
+
+
 def mount(source: str, target: Path, kind: str = "", flags: int = 0, data: str = "") -> None:
-    """Mount, as mount(2) does: mount(8) refuses everybody but root, even one who may.
+    """Attach a file system with the system call: the command refuses everybody but root.
 
     Raises:
         OSError: The kernel refuses.
@@ -112,7 +116,7 @@ def become_host(name: str, root: Path) -> None:
 
 
 def ip(*words: str, check: bool = True) -> None:
-    """Run ip(8).
+    """Change the network.
 
     Raises:
         FaultyClusterError: It fails, and ``check`` is on.

@@ -1,4 +1,4 @@
-"""What a test cluster is like, and the files that say it to Slurm: all of it text, no process is started here."""
+"""What a test cluster is like, and the files that say it to Slurm; no process is started here."""
 
 import dataclasses
 import json

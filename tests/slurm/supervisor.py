@@ -1,7 +1,7 @@
-"""The process that every process of a cluster lives under: ``python -m tests.slurm.supervisor ROOT [--owned]``.
+"""The process that all others of a cluster live under: ``python -m tests.slurm.supervisor ROOT [--owned]``.
 
-With namespaces it is the first process of its own: killed, it takes all with it. It listens to one line of JSON
-per connection. With ``--owned`` it ends when its standard input does, that is with the process that started it.
+With namespaces it is the first process of its own: killed, it takes all with it. It listens to one line of
+JSON per connection. With ``--owned`` it ends with its standard input, that is with whoever started it.
 """
 
 import json
@@ -76,7 +76,7 @@ class Supervisor:
         files += [f"--log-file={log}/munged.log", f"--seed-file={run}/munged.seed"]
         # --force: it would not have its folder below one that others may write.
         self._spawn("munged", [find_tool("munged"), "-F", "--force", *files])
-        wait_for(lambda: (run / "munge.sock").exists(), _MUNGE_SECONDS, "munged")
+        wait_for((run / "munge.sock").exists, _MUNGE_SECONDS, "munged")
 
     def _spawn(self, name: str, words: list[str]) -> None:
         with (self._settings.root / f"log/{name}.out").open("ab") as log:
@@ -166,7 +166,7 @@ class Supervisor:
         with connection, connection.makefile("rw") as lines:
             try:
                 reply = {"answer": self.answer(json.loads(lines.readline()))}
-            except Exception as error:  # noqa: BLE001 - it is told to whoever asked
+            except Exception as error:
                 reply = {"fault": f"{type(error).__name__}: {error}"}
             lines.write(json.dumps(reply) + "\n")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import REPOSITORY, Cluster, down, find, new_root, supervisor_pid, up
+from tests.slurm.cluster import REPOSITORY, Cluster, supervisor_pid
 from tests.slurm.conftest import Order
 from tests.slurm.jobs import (
     accounts,
@@ -22,6 +22,7 @@ from tests.slurm.jobs import (
     wait_for_state,
     wait_until_ended,
 )
+from tests.slurm.lifetime import down, find, new_root, up
 from tests.slurm.linux import all_pids, variables_of, wait_for, words_of
 from tests.slurm.settings import Settings
 
@@ -154,12 +155,12 @@ def test_without_namespaces_a_crashed_node_is_noticed_and_its_job_runs_again(ord
 
 def test_a_cluster_ends_with_the_process_that_started_it() -> None:
     program = (
-        "import time; from tests.slurm.cluster import *; cluster = up(Settings(root=new_root(), nodes=1), is_owned=True);"
+        "import time; from tests.slurm.lifetime import *\n"
+        "cluster = up(Settings(root=new_root(), nodes=1), is_owned=True)\n"
         "print(cluster.root, flush=True); time.sleep(300)"
     )
-    owner = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
-    )
+    words = [sys.executable, "-c", program]
+    owner = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     root = Path(owner.stdout.readline().strip())
     assert find(root).nodes == ("node1",)
     owner.kill()
@@ -172,7 +173,7 @@ def test_an_ordinary_user_may_have_a_cluster_of_namespaced_hosts() -> None:
     if os.geteuid() == 0 and not os.access(REPOSITORY, os.X_OK):
         pytest.skip("the repository cannot be read by others")
     program = (
-        "from tests.slurm.cluster import *\n"
+        "from tests.slurm.lifetime import *\n"
         "with started(Settings(root=new_root(), nodes=2, gpus=1)) as cluster:\n"
         "    print(cluster.run('srun', '-N2', 'bash', '-c', 'id -u; hostname').stdout)\n"
     )
