@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from launcher.arguments import Arguments, parse_arguments
 from launcher.help import overview, verb_help
+from launcher.tools import TOOLS, Words, find_tool
 from launcher.tree import ConfigTree
 from training.errors import EXIT_OK, EXIT_USER_ERROR, MetierError
 
@@ -43,16 +44,17 @@ def _run(arguments: Arguments) -> int:
     if arguments.show_help:
         sys.stdout.write(verb_help(arguments.verb, tree))
         return EXIT_OK
-    if arguments.verb == "checkpoints":
-        from launcher.checkpoints import run_checkpoints  # noqa: PLC0415
-
-        return run_checkpoints(arguments.overrides)
+    if arguments.verb in TOOLS:
+        words = Words(plain=arguments.overrides, flags=arguments.tool_flags, tree=tree)
+        return find_tool(arguments.verb).run(words)
     # Imported here: help needs neither Hydra nor pydantic.
     from launcher.jobs import run_jobs, show_configs  # noqa: PLC0415
 
     if arguments.show_config:
         return show_configs(arguments.overrides, tree, multirun=arguments.multirun)
-    return run_jobs(arguments.verb, arguments.overrides, tree, multirun=arguments.multirun)
+    return run_jobs(
+        arguments.verb, arguments.overrides, tree, multirun=arguments.multirun, follow=arguments.follow
+    )
 
 
 def _version() -> str:

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.tools import TOOLS
 from training.config.names import nearest
 from training.errors import ConfigError
 
 COMPOSED_VERBS = ("prepare", "audit", "train", "evaluate", "export")
 """Verbs that take KEY=VALUE and compose a configuration."""
 
-VERBS = (*COMPOSED_VERBS, "checkpoints")
-_FLAGS = ("--help", "--version", "--multirun", "--cfg", "--config-dir")
+VERBS = (*COMPOSED_VERBS, *TOOLS)
+_FLAGS = ("--help", "--version", "--multirun", "--follow", "--cfg", "--config-dir")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,10 @@ class Arguments:
     show_help: bool
     show_version: bool
     show_config: bool
+    follow: bool
     config_dir: Path | None
+    tool_flags: tuple[tuple[str, str], ...]
+    """Flags of a verb that reads its own words, with what followed their ``=``."""
 
 
 def parse_arguments(words: Sequence[str]) -> Arguments:
@@ -37,17 +41,22 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
     overrides: list[str] = []
     switches: set[str] = set()
     config_dir: Path | None = None
+    tool_flags: list[tuple[str, str]] = []
     rest = iter(words)
     for word in rest:
         flag, _, value = word.partition("=")
         match flag:
             case "-h" | "--help" | "-m" | "--multirun" | "--version":
                 switches.add({"-h": "--help", "-m": "--multirun"}.get(flag, flag))
+            case "-cd" | "--config-dir":
+                config_dir = Path(value or _value_of(flag, rest))
+            case _ if word.startswith("-") and verb in TOOLS:
+                tool_flags.append((flag, value))
+            case "-f" | "--follow":
+                switches.add("--follow")
             case "-c" | "--cfg":
                 _check_cfg(value or next(rest, ""))
                 switches.add("--cfg")
-            case "-cd" | "--config-dir":
-                config_dir = Path(value or _value_of(flag, rest))
             case _ if word.startswith("-"):
                 raise ConfigError(_unknown_flag(flag))
             case _ if verb is None:
@@ -61,7 +70,9 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
         show_help="--help" in switches,
         show_version="--version" in switches,
         show_config="--cfg" in switches,
+        follow="--follow" in switches,
         config_dir=config_dir,
+        tool_flags=tuple(tool_flags),
     )
 
 

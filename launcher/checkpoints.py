@@ -7,14 +7,40 @@ from pathlib import Path
 
 from launcher.commands import merge_environment, package_variables
 from launcher.processes import run_here
+from launcher.tools import Words, refuse_flags
 from training.config.names import nearest
 from training.errors import ConfigError
 
 ACTIONS = ("list", "verify", "prune", "convert")
 _RUN_ROOT = "runs"
 
+HELP = """\
+metier checkpoints RUN [ACTION] [step=N] [to=FOLDER] [damaged=all]
 
-def run_checkpoints(words: Sequence[str]) -> int:
+RUN is a run's folder, or its name in runs/.
+
+Actions
+  list      one line per checkpoint: step, samples, loss, score, ranks, ZeRO stage, size, state (the default)
+  verify    read every byte of all of them, or of step=N, and compare with the checksums
+  prune     drop what loop.keep_checkpoints and loop.keep_every_steps do not keep; the best one stays. Those
+            that were set aside as damaged go as well, once a checkpoint of their step or later verifies;
+            with damaged=all they go in any case
+  convert   write the newest, or step=N, as safetensors: weight.safetensors (fp32 weights under the model's
+            names) and one file per moment of the optimizer, into RUN/state_STEP, or to=FOLDER; a whole
+            Hugging Face folder is what `metier export` writes. The folder must be new or empty, or hold an
+            earlier conversion of this run
+
+A training goes on from its checkpoints on any number of devices and under any ZeRO stage: nothing needs to
+be converted for that.
+
+Examples
+  metier checkpoints medical_qlora_smol
+  metier checkpoints medical_qlora_smol verify
+  metier checkpoints medical_qlora_smol convert to=state
+"""
+
+
+def run(words: Words) -> int:
     """Do what the words say; give the exit code.
 
     Args:
@@ -24,8 +50,9 @@ def run_checkpoints(words: Sequence[str]) -> int:
     Raises:
         ConfigError: The words name no run or no action.
     """
-    plain = [word for word in words if "=" not in word]
-    settings = _read_settings(words)
+    refuse_flags(words)
+    plain = [word for word in words.plain if "=" not in word]
+    settings = _read_settings(words.plain)
     root = _find_run(plain)
     action = plain[1] if plain[1:] else "list"
     if action not in ACTIONS:

@@ -5,8 +5,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from training.config.cluster import ClusterConfig
 from training.config.learning import ModelConfig
-from training.config.schema import ClusterConfig, RunConfig
+from training.config.schema import RunConfig
 from training.errors import ClusterError, DataError, ModelError
 from training.files import is_url
 from training.layout import CorpusLayout

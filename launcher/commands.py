@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from training.batch import find_world_size
-from training.config.schema import ClusterConfig, RunConfig
+from training.config.cluster import ClusterConfig
+from training.config.schema import RunConfig
 from training.layout import RunLayout
 
 _PACKAGE_ROOT = Path(__file__).resolve().parent.parent

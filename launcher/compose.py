@@ -37,6 +37,8 @@ class Composed:
 
     config: RunConfig
     dry_run: bool
+    after: str | None
+    """A job's number or a run's name that must have ended well before this one may begin."""
 
 
 def compose_run(overrides: Sequence[str], tree: ConfigTree, suffix: str = "") -> Composed:
@@ -54,9 +56,10 @@ def compose_run(overrides: Sequence[str], tree: ConfigTree, suffix: str = "") ->
     dry_run = values.pop("dry_run")
     if not isinstance(dry_run, bool):
         raise ConfigError(f"dry_run={dry_run}: wanted true or false")
+    after = values.pop("after")
     config = check_config(values)
     check_rules(config)
-    return Composed(config=config, dry_run=dry_run)
+    return Composed(config=config, dry_run=dry_run, after=None if after is None else str(after))
 
 
 def compose_values(overrides: Sequence[str], tree: ConfigTree) -> dict[str, Any]:
@@ -136,7 +139,7 @@ def _known_values(path: str, groups: Sequence[Override], tree: ConfigTree) -> Ma
     """Give what there is to choose from, by the schema, which is at hand, where that knows it."""
     if path.startswith(FREE_MAPPINGS):
         return _compose(groups, tree)
-    return {**skeleton(RunConfig), "dry_run": None}
+    return {**skeleton(RunConfig), "dry_run": None, "after": None}
 
 
 def _parse(overrides: Sequence[str], tree: ConfigTree, *, sweep: bool) -> list[Override]:

@@ -1,5 +1,6 @@
 """What `metier`, `metier --help` and `metier VERB --help` say; needs no configuration to be read."""
 
+from launcher.tools import TOOLS, find_tool
 from launcher.tree import GROUPS, ConfigTree
 
 _PURPOSES = {
@@ -8,8 +9,7 @@ _PURPOSES = {
     "train": "train, or go on from the last checkpoint when the same command is run again",
     "evaluate": "measure before and after; write report/ into the run directory",
     "export": "write a Hugging Face folder, model/ or adapter/ in the run directory",
-    "checkpoints": "list, verify, prune or convert what a run has saved",
-}
+} | {verb: purpose for verb, (_, purpose) in TOOLS.items()}
 
 _DETAILS = {
     "prepare": "Writes data.path (the corpus) and model.folder, each complete or not at all.",
@@ -52,6 +52,7 @@ Flags
   -m, --multirun      run every combination of KEY=A,B,C and KEY=range(1,4), one after another
   --cfg job           print the composed configuration and stop
   --config-dir DIR    a folder of your own, DIR/experiment/NAME.yaml and so on, in front of ours (-cd)
+  --follow            train under Slurm: stay, and show the job's log until the run ends (-f)
   --help, --version
 """
 
@@ -75,36 +76,10 @@ metier VERB --help lists the experiments and every group's choices.
 """
 
 
-_CHECKPOINTS = """\
-metier checkpoints RUN [ACTION] [step=N] [to=FOLDER] [damaged=all]
-
-RUN is a run's folder, or its name in runs/.
-
-Actions
-  list      one line per checkpoint: step, samples, loss, score, ranks, ZeRO stage, size, state (the default)
-  verify    read every byte of all of them, or of step=N, and compare with the checksums
-  prune     drop what loop.keep_checkpoints and loop.keep_every_steps do not keep; the best one stays. Those
-            that were set aside as damaged go as well, once a checkpoint of their step or later verifies;
-            with damaged=all they go in any case
-  convert   write the newest, or step=N, as safetensors: weight.safetensors (fp32 weights under the model's
-            names) and one file per moment of the optimizer, into RUN/state_STEP, or to=FOLDER; a whole
-            Hugging Face folder is what `metier export` writes. The folder must be new or empty, or hold an
-            earlier conversion of this run
-
-A training goes on from its checkpoints on any number of devices and under any ZeRO stage: nothing needs to
-be converted for that.
-
-Examples
-  metier checkpoints medical_qlora_smol
-  metier checkpoints medical_qlora_smol verify
-  metier checkpoints medical_qlora_smol convert to=state
-"""
-
-
 def verb_help(verb: str, tree: ConfigTree) -> str:
     """Say what a verb does, which choices there are, with three examples."""
-    if verb == "checkpoints":
-        return _CHECKPOINTS
+    if verb in TOOLS:
+        return find_tool(verb).HELP
     examples = "\n".join(f"  {line}" for line in _EXAMPLES[verb])
     experiments = "\n".join(
         f"  experiment={choice:<24}{tree.summary('experiment', choice)}"

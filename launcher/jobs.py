@@ -17,7 +17,9 @@ Row = tuple[str, str, str, str]
 _HEAD: Row = ("job", "state", "step", "time")
 
 
-def run_jobs(verb: str, overrides: Sequence[str], tree: ConfigTree, *, multirun: bool) -> int:
+def run_jobs(
+    verb: str, overrides: Sequence[str], tree: ConfigTree, *, multirun: bool, follow: bool = False
+) -> int:
     """Compose and check all jobs, then run them; stop at the first that does not complete.
 
     Returns:
@@ -30,7 +32,7 @@ def run_jobs(verb: str, overrides: Sequence[str], tree: ConfigTree, *, multirun:
     runs = [compose_run(job.overrides, tree, job.suffix) for job in jobs]
     _check_names(runs)
     if not multirun:
-        return run_verb(verb, runs[0], overridden_paths(jobs[0].overrides, tree)).exit_code
+        return run_verb(verb, runs[0], overridden_paths(jobs[0].overrides, tree), follow=follow).exit_code
 
     rows: list[Row] = []
     code = EXIT_OK

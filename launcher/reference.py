@@ -70,7 +70,9 @@ def _top_level(schema: Schema, values: Mapping[str, Any]) -> str:
     }
     text = f"## The run\n\n{_table(_rows('', single, values, schema))}"
     meaning = "say what a run would do, or what it would refuse, and do nothing"
-    return text + f"| `dry_run` | `true`, `false` | `false` | {meaning} |\n"
+    text += f"| `dry_run` | `true`, `false` | `false` | {meaning} |\n"
+    meaning = "under Slurm: begin when this job (its number) or the newest job of this run has ended well"
+    return text + f"| `after` | text or `null` | `null` | {meaning} |\n"
 
 
 def _section(name: str, schema: Schema, values: Mapping[str, Any], tree: ConfigTree) -> str:
@@ -105,7 +107,11 @@ def _rows(
     before: str, fields: Mapping[str, Schema], values: Mapping[str, Any], schema: Schema
 ) -> Iterator[tuple[str, ...]]:
     for name, field in fields.items():
-        yield f"`{before}{name}`", _type(field, schema), _default(values[name]), _meaning(field)
+        inner = _follow(field, schema).get("properties") if "$ref" in field else None
+        if inner:
+            yield from _rows(f"{before}{name}.", inner, values[name], schema)
+        else:
+            yield f"`{before}{name}`", _type(field, schema), _default(values[name]), _meaning(field)
 
 
 def _table(rows: Iterator[tuple[str, ...]]) -> str:

@@ -88,7 +88,7 @@ def recall_run(config: RunConfig, overridden: Iterable[str]) -> RunConfig:
     if not layout.config.exists():
         raise ConfigError(f"{layout.root} is no run, it has no run.json; start it with `metier train` first")
     frozen = read_frozen(layout.config)
-    paths = [path for path in overridden if path not in {"name", "run_root", "dry_run"}]
+    paths = [path for path in overridden if path not in {"name", "run_root", "dry_run", "after"}]
     free = [path for path in paths if _is_free(path)]
     if len(free) < len(paths):
         refuse_differences(frozen, config)

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from training.config.schema import BatchConfig, ClusterConfig, RunConfig
+from training.config.cluster import ClusterConfig
+from training.config.schema import BatchConfig, RunConfig
 from training.errors import ConfigError
 
 

@@ -37,6 +37,39 @@ class RunLayout:
         """What one rank said, tracebacks included."""
         return self.logs / f"rank_{rank}.log"
 
+    def job_log(self, job: str) -> Path:
+        """What a job's script and its preflight said; Slurm appends to it after a requeue."""
+        return self.logs / f"job_{job}.log"
+
+    @property
+    def job_script(self) -> Path:
+        """The batch script that was submitted."""
+        return self.root / "job.sh"
+
+    @property
+    def jobs(self) -> Path:
+        """One JSON object per line: each job that was submitted, each start in it, each decision."""
+        return self.root / "jobs.jsonl"
+
+    @property
+    def stop_request(self) -> Path:
+        """While this file is there, ranks save and stop; its text says who asked. Removed at each start."""
+        return self.root / "stop.request"
+
+    @property
+    def pulse(self) -> Path:
+        """What every rank is at, one small file each, rewritten as it goes: who is stuck, who is slow."""
+        return self.root / "pulse"
+
+    def heart(self, rank: int) -> Path:
+        """The heart of one rank: step, phase, time, host."""
+        return self.pulse / f"heart_{rank}.json"
+
+    @property
+    def preflight(self) -> Path:
+        """What the last preflight found, as JSON."""
+        return self.root / "preflight.json"
+
     @property
     def torchrun(self) -> Path:
         """What torchrun keeps of each start; on one node it goes with the start's end."""

@@ -10,7 +10,12 @@ from typing import Literal
 
 from training.config.base import Section
 
-State = Literal["COMPLETED", "STOPPED", "FAILED"]
+State = Literal["COMPLETED", "STOPPED", "FENCED", "FAILED"]
+
+Cause = Literal[
+    "settings", "data", "checkpoint", "storage", "numeric", "memory", "peer", "hang", "node", "unknown"
+]
+"""What kind of failure it was: the scheduler's side decides by it whether another start can help."""
 
 
 class Outcome(Section):
@@ -23,6 +28,17 @@ class Outcome(Section):
     error_class: str | None
     message: str | None
     rank: int
+    cause: Cause | None = None
+    """Of a failure."""
+
+    node: str | None = None
+    """The host of that rank."""
+
+    incarnation: int | None = None
+    """The start that ended; None when it never claimed the run."""
+
+    notice: str | None = None
+    """Of a stop: what asked for it: a signal's name, ``stop.request``, ``time``."""
 
 
 def write_outcome(path: Path, outcome: Outcome) -> bool:

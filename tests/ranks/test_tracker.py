@@ -49,7 +49,15 @@ def silent_server() -> Iterator[str]:
 def new_run(root: Path, mode: str) -> RunLayout:
     layout = RunLayout(root / "run")
     layout.root.mkdir()
-    tracker = {"mode": mode, "project": "tests", "entity": None, "group": None, "tags": ["a"]}
+    tracker = {
+        "mode": mode,
+        "project": "tests",
+        "entity": None,
+        "group": None,
+        "job_type": "train",
+        "tags": ["a"],
+        "system_seconds": None,
+    }
     config = {"name": "run", "tracker": tracker, "optimizer": {"learning_rate": 1e-3}}
     layout.config.write_text(json.dumps({"config": config, "versions": {}}))
     return layout

@@ -4,9 +4,12 @@ import itertools
 import re
 
 import pytest
+import yaml
 
+from launcher.tree import OWN_FOLDER
 from training.batch import find_world_size, plan_batch
-from training.config.schema import BatchConfig, ClusterConfig
+from training.config.cluster import ClusterConfig
+from training.config.schema import BatchConfig
 from training.errors import ConfigError
 
 
@@ -15,15 +18,9 @@ def batch(micro: int, total: int) -> BatchConfig:
 
 
 def cluster(nodes: int, gpus: int, processes: int) -> ClusterConfig:
-    return ClusterConfig(
-        kind="local",
-        nodes=nodes,
-        gpus_per_node=gpus,
-        processes_per_node=processes,
-        threads_per_process=None,
-        head_address="localhost",
-        head_port=29500,
-        timeout_seconds=60,
+    ours = yaml.safe_load((OWN_FOLDER / "cluster" / "local.yaml").read_text(encoding="utf-8"))
+    return ClusterConfig.model_validate(
+        {**ours, "nodes": nodes, "gpus_per_node": gpus, "processes_per_node": processes}
     )
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, StringConstraints
 
 from training.config.base import Section
+from training.config.cluster import ClusterConfig
 from training.config.learning import AdapterConfig, LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from training.config.sources import DataConfig, Fraction, SourceConfig
 
@@ -128,19 +129,6 @@ class LoopConfig(Section):
     )
 
 
-class ClusterConfig(Section):
-    """Where it runs: how many nodes, and how many processes on each. One process per device."""
-
-    kind: Literal["local"] = Field(description="local: torchrun, on this machine or by hand on several")
-    nodes: PositiveInt = Field(description="machines")
-    gpus_per_node: NonNegativeInt = Field(description="0: train on CPUs, over gloo; else nccl")
-    processes_per_node: PositiveInt = Field(description="CPU only: processes on each node")
-    threads_per_process: PositiveInt | None = Field(description="null: the node's cores shared out evenly")
-    head_address: str = Field(description="host of rank 0, as seen from every node")
-    head_port: int = Field(ge=1, le=65535, description="nodes > 1: port of the rendezvous on that host")
-    timeout_seconds: PositiveInt = Field(description="a collective that takes longer ends the run")
-
-
 class TrackerConfig(Section):
     """Weights & Biases. metrics.jsonl is written whatever is said here."""
 
@@ -150,7 +138,11 @@ class TrackerConfig(Section):
     project: str = Field(description="W&B project")
     entity: str | None = Field(description="W&B user or team; null: the account's own")
     group: str | None = Field(description="W&B group")
+    job_type: str = Field(description="W&B job type")
     tags: list[str] = Field(description="W&B tags")
+    system_seconds: PositiveInt | None = Field(
+        description="seconds between two looks at each node's processors, memory and devices; null: none"
+    )
 
 
 class EvaluationConfig(Section):

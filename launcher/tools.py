@@ -1,0 +1,54 @@
+"""The verbs that read their own words instead of composing a run: modules with ``run`` and ``HELP``."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from launcher.tree import ConfigTree
+from training.config.names import nearest
+from training.errors import ConfigError
+
+TOOLS = {
+    "checkpoints": ("launcher.checkpoints", "list, verify, prune or convert what a run has saved"),
+}
+"""Verb: its module, and what it is for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """What was typed after the verb, and where configurations are looked for."""
+
+    plain: tuple[str, ...]
+    """Without a dash in front: names, and KEY=VALUE."""
+
+    flags: tuple[tuple[str, str], ...]
+    """With dashes in front: the flag, and what followed its ``=``, or nothing."""
+
+    tree: ConfigTree
+
+
+class Tool(Protocol):
+    """A module of ``TOOLS``."""
+
+    HELP: str
+
+    def run(self, words: Words) -> int:
+        """Do it; give the exit code."""
+        ...
+
+
+def find_tool(verb: str) -> Tool:
+    """Import a verb's module: help and the other verbs need not pay for it."""
+    return cast(Tool, importlib.import_module(TOOLS[verb][0]))
+
+
+def refuse_flags(words: Words, known: Sequence[str] = ()) -> None:
+    """Refuse flags that a tool does not have.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for flag, _ in words.flags:
+        if flag not in known:
+            raise ConfigError(f"{flag} is no flag of this{nearest(flag, known)}")
