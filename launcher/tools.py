@@ -11,6 +11,7 @@ from training.errors import ConfigError
 
 TOOLS = {
     "checkpoints": ("launcher.checkpoints", "list, verify, prune or convert what a run has saved"),
+    "scale": ("launcher.scaling.verb", "train briefly at several sizes: what more devices are worth"),
 }
 """Verb: its module, and what it is for."""
 
