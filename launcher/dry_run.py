@@ -23,10 +23,22 @@ def describe_training(config: RunConfig, unseen: Sequence[str]) -> str:
         config: The run.
         unseen: What could not be looked at, in words.
     """
+    command = show_command(torchrun_command(config, find_layout(config).root), training_variables(config))
+    return _describe(config, unseen, f"{_where(config.cluster)}\n{command}\n")
+
+
+def describe_job(config: RunConfig, unseen: Sequence[str]) -> str:
+    """Describe a training under Slurm: batch, schedule, DeepSpeed's JSON, the script to be submitted."""
+    from launcher.slurm.script import write_script  # noqa: PLC0415
+
+    layout = find_layout(config)
+    return _describe(config, unseen, f"The script, {layout.job_script}\n{write_script(config, layout)}")
+
+
+def _describe(config: RunConfig, unseen: Sequence[str], last: str) -> str:
     plan = plan_run(config)
     layout = find_layout(config)
     deepspeed = json.dumps(build_deepspeed_config(config, plan), indent=2)
-    command = show_command(torchrun_command(config, layout.root), training_variables(config))
     return f"""\
 dry run: nothing is written, nothing is started
 
@@ -41,9 +53,7 @@ Not looked at
 DeepSpeed's configuration
 {deepspeed}
 
-{_where(config.cluster)}
-{command}
-"""
+{last}"""
 
 
 def describe_command(command: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher.checks import check_devices, check_model, check_prepared, check_swap_folder, look_ahead
 from launcher.commands import child_variables, count_cores, merge_environment, module_command
 from launcher.compose import Composed
-from launcher.dry_run import describe_command, describe_hosts, describe_training
+from launcher.dry_run import describe_command, describe_hosts, describe_job, describe_training
 from launcher.local import Ending, train_here
 from launcher.processes import run_here
 from launcher.run_directory import check_same_run, find_layout, freeze_run, recall_run
@@ -18,7 +18,7 @@ from training.batch import plan_run
 from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
-from training.errors import EXIT_OK, ClusterError
+from training.errors import EXIT_OK, ClusterError, ConfigError
 
 _CORPUS_MODULES = {"prepare": "training.prepare", "audit": "training.audit"}
 """Verbs that need a configuration and no run directory."""
@@ -41,7 +41,7 @@ def run_verb(verb: str, composed: Composed, overridden: Sequence[str], *, follow
     """
     config = composed.config
     if verb == "train":
-        return _train(config, dry_run=composed.dry_run)
+        return _train(composed, follow=follow)
     if verb in _CORPUS_MODULES:
         return _work_on_corpus(verb, config, dry_run=composed.dry_run)
     module = _RUN_MODULES[verb]
@@ -52,12 +52,21 @@ def run_verb(verb: str, composed: Composed, overridden: Sequence[str], *, follow
     return _run_module(module, recall_run(config, overridden))
 
 
-def _train(config: RunConfig, *, dry_run: bool) -> Ending:
+def _train(composed: Composed, *, follow: bool) -> Ending:
+    config, on_slurm = composed.config, composed.config.cluster.kind == "slurm"
+    if not on_slurm and (follow or composed.after):
+        word = "--follow" if follow else f"after={composed.after}"
+        raise ConfigError(
+            f"{word} goes with a Slurm cluster, as cluster=slurm; this one is {config.cluster.kind}"
+        )
     check_model(config)
     build_deepspeed_config(config, plan_run(config))  # refuses keys of strategy.deepspeed_extra
     check_same_run(config)
-    if dry_run:
-        return _say(describe_training(config, look_ahead(config, write=False)))
+    if composed.dry_run:
+        unseen = look_ahead(config, write=False)
+        return _say(describe_job(config, unseen) if on_slurm else describe_training(config, unseen))
+    if on_slurm:
+        return _submit(config, composed.after, follow=follow)
     check_devices(config.cluster)
     check_swap_folder(config)
     check_prepared(config)
@@ -70,6 +79,20 @@ def _train(config: RunConfig, *, dry_run: bool) -> Ending:
             f"or have a scheduler do so; {layout.config} is ready"
         )
     return train_here(config, layout)
+
+
+def _submit(config: RunConfig, after: str | None, *, follow: bool) -> Ending:
+    # Slurm's side is imported for it alone.
+    from launcher.slurm.follow import follow_run  # noqa: PLC0415
+    from launcher.slurm.submit import say_submission, submit_run  # noqa: PLC0415
+
+    check_prepared(config)
+    look_ahead(config, write=True)
+    job = submit_run(config, after=after)
+    say_submission(config, job, after=after)
+    if follow:
+        return follow_run(config, find_layout(config))
+    return Ending(exit_code=EXIT_OK, state="SUBMITTED", step=None, line="")
 
 
 def _work_on_corpus(verb: str, config: RunConfig, *, dry_run: bool) -> Ending:

@@ -1,0 +1,81 @@
+"""Runs Slurm's commands: a controller that does not answer is waited for, and is nobody's failure."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from training.errors import ClusterError, first_line
+
+_AWAY = re.compile(
+    r"Unable to contact slurm controller|Socket timed out|Connection refused|Zero Bytes were transmitted"
+    r"|Slurm backup controller|Resource temporarily unavailable|Unable to establish control"
+    r"|Transport endpoint is not connected|Communication connection failure"
+)
+_SECONDS = 60
+PATIENT = 60
+"""Attempts of a call that must succeed in the end, PAUSE_SECONDS apart: ten minutes."""
+
+PAUSE_SECONDS = 10.0
+
+
+class SlurmError(ClusterError):
+    """Slurm has refused a command."""
+
+
+class SlurmAwayError(SlurmError):
+    """Slurm's controller does not answer."""
+
+
+def is_away(text: str) -> bool:
+    """Whether a command's words mean that the controller did not answer."""
+    return bool(_AWAY.search(text))
+
+
+def call_slurm(
+    words: Sequence[str], *, attempts: int = 1, sleep: Callable[[float], None] = time.sleep
+) -> str:
+    """Run one of Slurm's commands and give its output.
+
+    Args:
+        words: The command.
+        attempts: How often it is tried while the controller does not answer.
+        sleep: Waits between two attempts.
+
+    Raises:
+        SlurmAwayError: The controller did not answer.
+        SlurmError: The command is missing or was refused; the message is Slurm's own.
+    """
+    if shutil.which(words[0]) is None:
+        raise SlurmError(f"{words[0]} is missing: this machine is no part of a Slurm cluster")
+    said = ""
+    for attempt in range(attempts):
+        if attempt:
+            sleep(PAUSE_SECONDS)
+        try:
+            done = subprocess.run(
+                list(words),
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "SLURM_TIME_FORMAT": "%s"},
+            )
+        except subprocess.TimeoutExpired:
+            said = f"{words[0]} did not answer within {_SECONDS} s"
+            continue
+        if done.returncode == 0:
+            return done.stdout
+        said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+        if not is_away(said):
+            raise SlurmError(f"{words[0]} refused: {_last_line(said)}")
+    raise SlurmAwayError(f"Slurm's controller does not answer ({_last_line(said)}); try again later")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # sbatch tells the reason first and repeats itself generally last.
+    return first_line(Exception(lines[0] if lines else text)).removeprefix("sbatch: error: ")

@@ -1,0 +1,297 @@
+"""What a job's script asks while the job runs: ``python -m launcher.slurm.job ACTION RUN_DIRECTORY ...``.
+
+    begin RUN                  which nodes, which port, until when; nothing where nothing is to start
+    judge RUN CODE             what the preflight's end means
+    decide RUN CODE NOTICE     what the training's end means; prints ``again``, or ends the job
+
+The script itself decides nothing. What is decided is told on stderr, the job's log, and in jobs.jsonl.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.local import was_overtaken
+from launcher.slurm.call import PATIENT, SlurmError, call_slurm, is_away
+from launcher.slurm.decide import TOLD_FACTOR, Decision, Ended, decide
+from launcher.slurm.journal import Line, append_line, count_idle_starts, read_journal
+from launcher.slurm.living import choose_nodes, find_states, list_nodes
+from launcher.slurm.successor import call_off_next, find_waiting, own_job, requeue, submit_next
+from training.config.freeze import read_frozen
+from training.config.schema import RunConfig
+from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
+from training.fence import find_incarnation
+from training.layout import RunLayout
+from training.verdict import read_verdict
+
+BY_USER = "user "
+"""How the text of a stop request begins that a person has made; the job's own script says otherwise."""
+
+AGAIN = "again"
+ENOUGH = 3
+"""This job has nothing more to do: its script exits well."""
+
+REQUEUED = 4
+"""This job was put back into the queue: its script waits until Slurm ends it."""
+
+_FIRST_PORT, _PORTS = 15_000, 10_000
+_LOG_TAIL = 20_000
+_AWAY_PAUSE_SECONDS = 10.0
+
+
+def main(words: Sequence[str]) -> int:
+    """Answer one question; the exit code is the job's own, where it is to end."""
+    action, root, *rest = words
+    layout = RunLayout(Path(root))
+    try:
+        config = read_frozen(layout.config)
+        match action:
+            case "begin":
+                return _begin(layout, config)
+            case "judge":
+                return _judge(layout, config, int(rest[0]))
+            case _:
+                return _decide(layout, config, int(rest[0]), rest[1] if rest[1:] else "")
+    except MetierError as error:
+        _say(f"{error}")
+        return EXIT_USER_ERROR
+
+
+def newest_step(layout: RunLayout) -> int:
+    """Find the newest complete checkpoint's step; 0 where there is none."""
+    found = (
+        path.parent.name.removeprefix("step_") for path in layout.checkpoints.glob("step_*/manifest.json")
+    )
+    return max((int(step) for step in found if step.isdecimal()), default=0)
+
+
+def port_of(job: str, starts: int) -> int:
+    """Choose a port below the ephemeral range: another one for each job, and for each start within it."""
+    number = int(re.sub(r"\D", "", job.partition("_")[0]) or 0) + int(job.partition("_")[2] or 0)
+    return _FIRST_PORT + (number * 7 + starts) % _PORTS
+
+
+def _begin(layout: RunLayout, config: RunConfig) -> int:
+    job, lines, step = own_job(), read_journal(layout.jobs), newest_step(layout)
+    if asked_by_user(layout):
+        return _end(
+            layout, job, Decision(step="stopped", reason="somebody asked the run to stop; it stays so")
+        )
+    limit = config.cluster.slurm.starts_without_progress
+    failed, told = count_idle_starts(lines, step)
+    if failed >= limit or told >= TOLD_FACTOR * limit:
+        reason = f"given up: {told} starts in a row saved nothing beyond step {step}; see `metier why`"
+        return _end(layout, job, Decision(step="failed", reason=reason))
+    if not config.cluster.slurm.requeue and find_waiting(lines, job) is None:
+        _say(f"job {submit_next(layout, after=job)} goes on when this one ends")
+    nodes = _find_nodes(config, _bad_nodes(lines, job))
+    if nodes is None:
+        _say("fewer nodes live than the run needs")
+        return _return(layout, config, job, exclude=[])
+    layout.outcome.unlink(missing_ok=True)
+    layout.stop_request.unlink(missing_ok=True)
+    starts = sum(line["event"] == "started" and line.get("job") == job for line in lines)
+    asked, end = time.time(), _find_end(job)
+    append_line(
+        layout.jobs,
+        "started",
+        job=job,
+        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        step=step,
+        nodes=nodes,
+        asked=asked,
+        end=end,
+    )
+    _say(f"start {starts + 1} of job {job} on {', '.join(nodes)}, from step {step}")
+    sys.stdout.write(f"{','.join(nodes)} {port_of(job, starts)} {asked} {end or ''}\n")
+    return EXIT_OK
+
+
+def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
+    job, verdict = own_job(), read_verdict(layout.preflight)
+    if verdict.kind in {"ok", "warn", "unknown"}:
+        if verdict.kind == "unknown":
+            _say(f"the preflight ended with {code} and told nothing; training starts all the same")
+        return EXIT_OK
+    append_line(
+        layout.jobs, "preflight", job=job, verdict=verdict.kind, bad=verdict.nodes, reason=verdict.reason
+    )
+    mode, lines = config.cluster.preflight.mode, read_journal(layout.jobs)
+    if mode == "stop" or (verdict.kind == "stop" and mode != "warn"):
+        return _end(layout, job, Decision(step="failed", reason=f"preflight: {verdict.reason}"))
+    if mode == "warn" or _find_nodes(config, _bad_nodes(lines, job)) is not None:
+        how = "all the same (cluster.preflight.mode=warn)" if mode == "warn" else "on the other nodes"
+        _say(f"preflight: {verdict.reason}; training starts {how}")
+        return EXIT_OK
+    excluded = sorted(
+        {node for line in lines if line["event"] == "preflight" for node in line.get("bad", [])}
+    )
+    tries = sum(line["event"] == "preflight" for line in lines[_last_submission(lines) :])
+    if tries > config.cluster.slurm.starts_without_progress:
+        reason = f"given up: {tries} preflights in a row found bad nodes; the last: {verdict.reason}"
+        return _end(layout, job, Decision(step="failed", reason=reason))
+    _say(f"preflight: {verdict.reason}")
+    return _return(layout, config, job, exclude=excluded)
+
+
+def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int:
+    job, log = own_job(), _read_own_log()
+    lines = read_journal(layout.jobs)
+    began = next((float(line["asked"]) for line in reversed(lines) if line["event"] == "started"), 0.0)
+    log = log[log.rfind("metier job: start ") :]
+    started = find_incarnation(layout.incarnations, began) is not None
+    outcome = _read_outcome(layout.outcome)
+    away = not started and outcome is None and is_away(log)
+    told = bool(notice) or (outcome or {}).get("state") == "STOPPED"
+    line = append_line(
+        layout.jobs,
+        "ended",
+        job=job,
+        code=code,
+        noticed=told,
+        away=away,
+        outcome=(outcome or {}).get("state"),
+    )
+    failed, all_told = count_idle_starts([*lines, line], newest_step(layout))
+    ended = Ended(
+        code=code,
+        outcome=outcome,
+        notice=notice,
+        stopped_by_user=asked_by_user(layout) or _is_cancelled(job),
+        overtaken=was_overtaken(layout, began),
+        out_of_memory="oom-kill" in log or "oom_kill" in log or "Out Of Memory" in log,
+        away=away,
+        idle_failed=failed,
+        idle_told=all_told,
+    )
+    decision = decide(ended, starts_without_progress=config.cluster.slurm.starts_without_progress)
+    if decision.step == "again":
+        return _again(layout, config, job, decision, away=away)
+    if decision.step == "return":
+        _say(decision.reason)
+        return _return(layout, config, job, exclude=[])
+    return _end(layout, job, decision)
+
+
+def _again(layout: RunLayout, config: RunConfig, job: str, decision: Decision, *, away: bool) -> int:
+    _say(f"{decision.reason}; starting again")
+    if away:
+        time.sleep(_AWAY_PAUSE_SECONDS)
+    elif _find_nodes(config, _bad_nodes(read_journal(layout.jobs), job)) is None:
+        return _return(layout, config, job, exclude=[])
+    sys.stdout.write(f"{AGAIN}\n")
+    return EXIT_OK
+
+
+def _return(layout: RunLayout, config: RunConfig, job: str, *, exclude: Sequence[str]) -> int:
+    """See to it that the run goes on in a later job; this one ends."""
+    chained = find_waiting(read_journal(layout.jobs), job)
+    if chained is not None and exclude:
+        call_off_next(layout, job)
+        chained = None
+    if chained is not None:
+        append_line(layout.jobs, "decided", job=job, step="return", by=chained)
+        _say(f"job {chained} goes on")
+    elif exclude or not config.cluster.slurm.requeue:
+        following = submit_next(layout, after=job, exclude=exclude)
+        append_line(layout.jobs, "decided", job=job, step="return", by=following)
+        _say(f"job {following} goes on" + (f" without {', '.join(exclude)}" if exclude else ""))
+    else:
+        append_line(layout.jobs, "decided", job=job, step="return", by=job)
+        _say(f"job {job} is put back into the queue")
+        try:
+            requeue(os.environ["SLURM_JOB_ID"])
+        except SlurmError as error:
+            following = submit_next(layout, after=job)
+            _say(f"{error}; job {following} goes on instead")
+        else:
+            return REQUEUED
+    return ENOUGH
+
+
+def _end(layout: RunLayout, job: str, decision: Decision) -> int:
+    append_line(layout.jobs, "decided", job=job, step=decision.step, reason=decision.reason)
+    if decision.step == "failed":
+        append_line(layout.jobs, "given_up", job=job, reason=decision.reason)
+    _say(decision.reason)
+    if decision.step != "overtaken":
+        call_off_next(layout, job)
+    return EXIT_FAILED if decision.step == "failed" else ENOUGH
+
+
+def asked_by_user(layout: RunLayout) -> bool:
+    """Whether a person wants the run to stop."""
+    try:
+        return layout.stop_request.read_text(encoding="utf-8").startswith(BY_USER)
+    except OSError:
+        return False
+
+
+def _find_nodes(config: RunConfig, without: set[str]) -> list[str] | None:
+    nodelist = os.environ["SLURM_JOB_NODELIST"]
+    return choose_nodes(
+        list_nodes(nodelist, attempts=PATIENT), find_states(nodelist), without, config.cluster.nodes
+    )
+
+
+def _bad_nodes(lines: Sequence[Line], job: str) -> set[str]:
+    found = next(
+        (line for line in reversed(lines) if line["event"] == "preflight" and line.get("job") == job), None
+    )
+    return set(found.get("bad", [])) if found else set()
+
+
+def _last_submission(lines: Sequence[Line]) -> int:
+    return max((at for at, line in enumerate(lines) if line["event"] == "submitted"), default=0)
+
+
+def _is_cancelled(job: str) -> bool:
+    try:
+        said = call_slurm(["scontrol", "show", "job", "--oneliner", job])
+    except SlurmError:
+        return False
+    return "JobState=CANCELLED" in said
+
+
+def _find_end(job: str) -> int | None:
+    """Ask when the job's time is over, seconds since 1970; None where it is not known."""
+    try:
+        said = call_slurm(["squeue", "--noheader", f"--jobs={job}", "--format=%e"])
+    except SlurmError:
+        return None
+    return int(said.strip()) if said.strip().isdecimal() else None
+
+
+def _read_outcome(path: Path) -> dict[str, Any] | None:
+    try:
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return outcome if isinstance(outcome, dict) else None
+
+
+def _read_own_log() -> str:
+    """Read the end of the job's log, which Slurm has opened as this process's stderr."""
+    path = Path("/proc/self/fd/2")
+    try:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LOG_TAIL))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"metier job: {text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""jobs.jsonl: each job that was submitted for a run, each start in it, and what was decided at its end."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from training.errors import StorageError
+
+Line = dict[str, Any]
+
+
+def append_line(path: Path, event: str, **facts: object) -> Line:
+    """Append one event, durably.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    line: Line = {"event": event, "time": round(time.time(), 3), **facts}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            # A line that a full disk or a kill has torn ends here, so that ours is whole.
+            torn = file.tell() > 0 and _last_byte(path) != b"\n"
+            file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written ({error.strerror}); free some space, or mend its permissions"
+        ) from None
+    return line
+
+
+def read_journal(path: Path) -> list[Line]:
+    """Read all whole lines; empty where there is no file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = []
+    for row in text.splitlines():
+        try:
+            line = json.loads(row)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "event" in line:
+            lines.append(line)
+    return lines
+
+
+def newest_job(lines: list[Line]) -> str | None:
+    """Name the job that was submitted last; None where none was."""
+    return next(
+        (str(line["job"]) for line in reversed(lines) if line["event"] in {"submitted", "next"}), None
+    )
+
+
+def count_idle_starts(lines: list[Line], step: int) -> tuple[int, int]:
+    """Count the starts since the run last came further.
+
+    Args:
+        lines: The journal.
+        step: The newest checkpoint's step.
+
+    Returns:
+        Those that failed by themselves, or of whose end nothing is known; and all of them, those that were
+        told to stop included.
+    """
+    failed = told = 0
+    noticed = False
+    for line in reversed(lines):
+        if line["event"] == "given_up" or line["event"] == "submitted":
+            break  # a person has looked at it since
+        if line["event"] == "ended":
+            noticed = bool(line.get("noticed")) or bool(line.get("away"))
+        elif line["event"] == "started":
+            if int(line.get("step", 0)) < step:
+                break
+            told += 1
+            failed += not noticed
+            noticed = False
+    return failed, told
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)

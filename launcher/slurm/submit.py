@@ -1,0 +1,156 @@
+"""Hands a run to Slurm: its directory, its script, its job."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.run_directory import find_layout, freeze_run
+from launcher.slurm.call import SlurmError, call_slurm
+from launcher.slurm.journal import append_line, newest_job, read_journal
+from launcher.slurm.script import write_script
+from training.config.schema import RunConfig
+from training.errors import ClusterError, ConfigError
+from training.files import write_text
+from training.layout import RunLayout
+
+_ATTEMPTS = 3
+
+
+def submit_run(config: RunConfig, *, after: str | None = None) -> str:
+    """Submit a run, or let it go on, and give the job's id.
+
+    Args:
+        config: The run; ``run.json`` is written where it is missing.
+        after: A job, by number, or a run, by name, that must have ended well before.
+
+    Raises:
+        ClusterError: A job of this run waits or runs already, or Slurm refuses it.
+        ConfigError: ``after`` names neither.
+    """
+    layout = find_layout(config)
+    refuse_second(layout)
+    dependency = find_dependency(after, Path(config.run_root))
+    freeze_run(config)
+    prepare_script(config, layout)
+    layout.stop_request.unlink(missing_ok=True)
+    words = [
+        "sbatch",
+        "--parsable",
+        *([f"--dependency=afterok:{dependency}", "--kill-on-invalid-dep=yes"] if dependency else []),
+    ]
+    job = submit([*words, str(layout.job_script)])
+    append_line(layout.jobs, "submitted", job=job, after=dependency, nodes=config.cluster.nodes)
+    return job
+
+
+def prepare_script(config: RunConfig, layout: RunLayout) -> None:
+    """Write the run's batch script, and the folder that its log goes to.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    text = write_script(config, layout)
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    write_text(layout.job_script, text)
+    layout.job_script.chmod(0o755)
+
+
+def submit(words: Sequence[str]) -> str:
+    """Call ``sbatch --parsable`` and give the job's id.
+
+    Raises:
+        SlurmError: It was refused.
+    """
+    return call_slurm(words, attempts=_ATTEMPTS).strip().partition(";")[0]
+
+
+def refuse_second(layout: RunLayout) -> None:
+    """Refuse a second job of a run that has one: they would fight over it.
+
+    Raises:
+        ClusterError: One waits or runs.
+    """
+    job = newest_job(read_journal(layout.jobs))
+    state = find_job_state(job) if job else None
+    if state:
+        raise ClusterError(
+            f"job {job} of {layout.root.name} is {state.lower()} already; `metier stop {layout.root.name}` "
+            f"ends it, `metier watch {layout.root.name}` looks at it"
+        )
+
+
+def find_job_state(job: str) -> str | None:
+    """Ask for a job's state while it waits, runs or ends; None when it is gone.
+
+    Raises:
+        SlurmError: The controller does not answer.
+    """
+    try:
+        said = call_slurm(["squeue", "--noheader", f"--jobs={job}", "--format=%T"], attempts=_ATTEMPTS)
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return None
+        raise
+    return next(iter(said.split()), None)
+
+
+def find_dependency(after: str | None, run_root: Path) -> str | None:
+    """Find the job that is meant by a number or a run's name; None where there is nothing to wait for.
+
+    Raises:
+        ConfigError: There is no such run, or it was never submitted.
+    """
+    if after is None or re.fullmatch(r"\d+(_\d+)?", after):
+        return after
+    layout = RunLayout(run_root.absolute() / after)
+    job = newest_job(read_journal(layout.jobs))
+    if job is None:
+        raise ConfigError(
+            f"after={after}: neither a job's number nor a run in {run_root} that was submitted to Slurm"
+        )
+    if find_job_state(job) is None:
+        if _is_complete(layout):
+            return None
+        raise ConfigError(
+            f"after={after}: its job {job} is gone and the run is not finished; submit it first"
+        )
+    return job
+
+
+def describe_submission(config: RunConfig, job: str, *, after: str | None) -> str:
+    """Say what was submitted, where its words go, and what one can do next."""
+    layout, cluster, slurm = find_layout(config), config.cluster, config.cluster.slurm
+    each = (
+        f"{cluster.gpus_per_node} GPU{'s' * (cluster.gpus_per_node > 1)}"
+        if cluster.gpus_per_node
+        else f"{cluster.processes_per_node} process{'es' * (cluster.processes_per_node > 1)}"
+    )
+    spare = f" + {slurm.spare_nodes} spare" if slurm.spare_nodes else ""
+    named = (("partition", slurm.partition), ("account", slurm.account), ("qos", slurm.qos))
+    where = "".join(f", {name} {value}" for name, value in named if value)
+    job_again = "the same job" if slurm.requeue else "a following job"
+    name = shlex.quote(config.name)
+    return f"""\
+job        {job}{f", after {after}" if after else ""}
+asked for  {cluster.nodes} node{"s" * (cluster.nodes > 1)}{spare} x {each}, {slurm.time}{where}
+           at its time's end, a preemption or a node's death the run goes on in {job_again}
+run        {layout.root}
+log        {layout.job_log(job)}
+next       metier watch {name} | metier logs {name} | metier stop {name} | metier why {name}
+"""
+
+
+def say_submission(config: RunConfig, job: str, *, after: str | None) -> None:
+    """Print ``describe_submission``."""
+    sys.stdout.write(describe_submission(config, job, after=after))
+    sys.stdout.flush()
+
+
+def _is_complete(layout: RunLayout) -> bool:
+    try:
+        return bool(json.loads(layout.outcome.read_text(encoding="utf-8"))["state"] == "COMPLETED")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

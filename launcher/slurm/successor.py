@@ -1,0 +1,92 @@
+"""How a run goes on in another job: the same one again, or the next of a chain; and who waits for it."""
+
+import os
+import re
+from collections.abc import Sequence
+
+from launcher.slurm.call import PATIENT, SlurmError, call_slurm
+from launcher.slurm.journal import Line, append_line, read_journal
+from training.layout import RunLayout
+
+_WAITS = re.compile(r"after(ok|any|notok)?:")
+
+
+def own_job() -> str:
+    """Name the job that this process runs in, as users do: an array's task is ARRAY_TASK."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
+
+
+def requeue(job: str) -> None:
+    """Ask that this job run again, for as long as the controller needs to answer.
+
+    Slurm then ends this job's processes. That it is pending already (it was preempted) is as good.
+
+    Raises:
+        SlurmError: Slurm refuses to.
+    """
+    try:
+        call_slurm(["scontrol", "requeue", job], attempts=PATIENT)
+    except SlurmError as error:
+        if "pending" not in str(error).lower():
+            raise
+
+
+def submit_next(layout: RunLayout, *, after: str, exclude: Sequence[str] = ()) -> str:
+    """Submit this run's script once more, to begin when job ``after`` has ended in whatever way; give its id.
+
+    Raises:
+        SlurmError: It is refused.
+    """
+    words = ["sbatch", "--parsable", f"--dependency=afterany:{after}"]
+    words += [f"--exclude={','.join(exclude)}"] if exclude else []
+    job = call_slurm([*words, str(layout.job_script)], attempts=PATIENT).strip().partition(";")[0]
+    append_line(layout.jobs, "next", job=job, after=after, excluded=list(exclude))
+    move_dependents(after, job, besides={job})
+    return job
+
+
+def find_waiting(lines: Sequence[Line], job: str) -> str | None:
+    """Name the job that was submitted to go on after ``job`` and was not called off."""
+    found = None
+    for line in lines:
+        if line["event"] == "next" and line.get("after") == job:
+            found = str(line["job"])
+        elif line["event"] == "called_off" and line.get("job") == found:
+            found = None
+    return found
+
+
+def call_off_next(layout: RunLayout, job: str) -> None:
+    """Cancel the job that would go on after this one: the run has ended; who waits for it waits for us again.
+
+    Raises:
+        SlurmError: It is refused.
+    """
+    waiting = find_waiting(read_journal(layout.jobs), job)
+    if waiting is None:
+        return
+    move_dependents(waiting, job, besides={waiting})
+    call_slurm(["scancel", waiting], attempts=PATIENT)
+    append_line(layout.jobs, "called_off", job=waiting)
+
+
+def move_dependents(old: str, new: str, *, besides: set[str]) -> None:
+    """Let jobs that wait for ``old`` wait for ``new``; ``besides`` are left alone."""
+    said = call_slurm(
+        ["squeue", "--noheader", "--me", "--states=PENDING", "--format=%i %E"], attempts=PATIENT
+    )
+    for row in said.splitlines():
+        job, _, waits = row.partition(" ")
+        moved = replace_dependency(waits, old, new)
+        if job not in besides and moved is not None:
+            call_slurm(["scontrol", "update", f"JobId={job}", f"Dependency={moved}"], attempts=PATIENT)
+
+
+def replace_dependency(waits: str, old: str, new: str) -> str | None:
+    """Rewrite a dependency as squeue writes it, afterok:12(unfulfilled); None where ``old`` is not in it."""
+    plain = re.sub(r"\([^)]*\)", "", waits.strip())
+    if not _WAITS.search(plain):
+        return None
+    moved = re.sub(rf"(?<=[:+,]){re.escape(old)}(?![\d_])", new, plain)
+    return moved if moved != plain else None
