@@ -1,4 +1,4 @@
-"""``python -m launcher.scaling.draw SCALE_JSON PNG``: a process of its own, because matplotlib takes a second."""
+"""``python -m launcher.scaling.draw SCALE_JSON PNG``: a process of its own, because matplotlib takes long."""
 
 import json
 import sys
@@ -15,7 +15,9 @@ from training.files import write_atomically
 _DOTS_PER_INCH = 160
 _INK, _FAINT, _GRID = "#1b2430", "#5d6b7d", "#e3e8ef"
 _COLOURS = {"strong": "#0f766e", "weak": "#b45309"}
-_FAILED = "#b91c1c"
+_KNEE_OFFSETS = {"strong": 8, "weak": -14}
+_WIDE = 8
+"""From this ratio of the largest to the smallest size on, the axes are logarithmic."""
 _STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -45,20 +47,24 @@ def draw(scale: Mapping[str, Any], path: Path) -> None:
         for table in scale["tables"]:
             _draw_rates(rates, table)
             _draw_efficiency(efficiency, table)
-        _draw_failed((rates, efficiency), scale["tables"])
+            _draw_failed((rates, efficiency), table)
         rates.set_title("Throughput")
         rates.set_ylabel("tokens per second")
+        sizes = sorted({row["size"] for table in scale["tables"] for row in table["rows"]})
+        if sizes[-1] / sizes[0] >= _WIDE:
+            rates.set_yscale("log")
+            for axes in (rates, efficiency):
+                axes.set_xscale("log", base=2)
+        else:
+            rates.set_ylim(bottom=0)
         rates.yaxis.set_major_formatter("{x:,.0f}")
-        rates.set_ylim(bottom=0)
         efficiency.set_title("Efficiency")
         efficiency.set_ylabel("of the smallest size's rate per device")
         efficiency.axhline(1, color=_FAINT, linewidth=1, linestyle=":")
         efficiency.axhline(scale["knee"], color=_FAINT, linewidth=1, linestyle="--")
         efficiency.set_ylim(0, max([1.1, *(row["efficiency"]["high"] * 1.08 for row in measured)]))
-        sizes = sorted({row["size"] for table in scale["tables"] for row in table["rows"]})
         for axes in (rates, efficiency):
             axes.set_xlabel(scale["axis"])
-            axes.set_xscale("log", base=2)
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.minorticks_off()
             axes.margins(x=0.08)
@@ -93,9 +99,9 @@ def _draw_efficiency(axes: Any, table: Mapping[str, Any]) -> None:
         axes.annotate(
             f"knee ({table['mode']})",
             place,
-            xytext=(6, 8),
+            xytext=(6, _KNEE_OFFSETS[table["mode"]]),
             textcoords="offset points",
-            color=_FAINT,
+            color=_COLOURS[table["mode"]],
             fontsize=9,
         )
 
@@ -119,8 +125,8 @@ def _draw_line(axes: Any, rows: list[dict[str, Any]], key: str, mode: str) -> No
     )
 
 
-def _draw_failed(panels: tuple[Any, ...], tables: list[dict[str, Any]]) -> None:
-    failed = sorted({row["size"] for table in tables for row in table["rows"] if row["state"] == "failed"})
+def _draw_failed(panels: tuple[Any, ...], table: Mapping[str, Any]) -> None:
+    failed = [row["size"] for row in table["rows"] if row["state"] == "failed"]
     for axes in panels if failed else ():
         # At the foot of the panel, whatever its scale: (data, fraction of the axes).
         axes.plot(
@@ -131,9 +137,9 @@ def _draw_failed(panels: tuple[Any, ...], tables: list[dict[str, Any]]) -> None:
             marker="x",
             markersize=9,
             markeredgewidth=2.2,
-            color=_FAILED,
+            color=_COLOURS[table["mode"]],
             clip_on=False,
-            label="failed",
+            label=f"{table['mode']}, failed",
         )
 
 

@@ -1,8 +1,8 @@
-"""From the speeds of single runs to the table: efficiency with its spread, the parts of a step, the knee. Pure.
+"""From the speeds of single runs to the table: efficiency with its spread, a step's parts, the knee. Pure.
 
-A size's number is the median over its repeats. Speed-up S = T_n / T_b and efficiency E = S / (d_n / d_b), with T
-the tokens per second of the whole size, d its devices, b the smallest size that was measured. It is the same
-formula for strong and weak scaling, because T already counts the larger batch.
+A size's number is the median over its repeats. Speed-up S = T_n / T_b and efficiency E = S / (d_n / d_b), where
+T are the tokens per second of the whole size, d its devices, b the smallest size that was measured. One formula
+for strong and weak scaling, because T already counts the larger batch.
 """
 
 from collections.abc import Sequence
@@ -113,8 +113,8 @@ def compare(values: Sequence[float], base: Sequence[float], devices: float) -> S
 
     Args:
         values: Tokens per second of this size's repeats.
-        base: Those of the smallest size; the same object for that size itself, whose efficiency is 1 and whose
-            range is that of its own repeats around their median.
+        base: Those of the smallest size; the same object for that size itself, whose efficiency is 1 and
+            whose range is that of its own repeats around their median.
         devices: How many times the devices.
     """
     middle = median(base)
@@ -130,10 +130,10 @@ def split_step(size: Size, base: Size, *, shards_optimizer: bool) -> Parts:
     """Split a step of ``size``.
 
     What DeepSpeed sends overlaps with backward and is not measured apart. The same passes would take, without
-    anybody to wait for, ``(forward_b + backward_b) x passes_n / passes_b + optimizer_b x share``, where share is
-    d_b / d_n when the update is shared out and else 1. What forward, backward and optimizer take beyond that
+    anybody to wait for, ``(forward_b + backward_b) x passes_n / passes_b + optimizer_b x share``, where share
+    is d_b / d_n when the update is shared out and else 1. What forward, backward and optimizer take beyond it
     counts as communication: whatever else makes them slower in company (memory bandwidth, shared cores, the
-    slowest device) is in it as well, so it is an upper bound of what talking costs.
+    slowest device) is in it as well.
     """
     here, there = _medians(size.speeds), _medians(base.speeds)
     working = here.forward_seconds + here.backward_seconds + here.optimizer_seconds
@@ -161,8 +161,8 @@ def split_step(size: Size, base: Size, *, shards_optimizer: bool) -> Parts:
 def find_knee(rows: Sequence[Row], threshold: float) -> Row | None:
     """Find the largest size up to which every measured size has an efficiency of at least ``threshold``.
 
-    0.8 is where the POP Centre of Excellence draws the line between what is acceptable and what should be looked
-    into (co-design.pop-coe.eu/metrics/index.html). Sizes that failed are stepped over.
+    0.8 is where the POP Centre of Excellence draws the line between what is acceptable and what should be
+    looked into (co-design.pop-coe.eu/metrics/index.html). Sizes that failed are stepped over.
     """
     knee = None
     for row in rows:
@@ -211,5 +211,5 @@ def _empty(size: Size) -> Row:
 
 
 def _medians(speeds: Sequence[Speed]) -> Speed:
-    """Give the run whose step takes the median time, the quicker of the two in the middle: parts that add up."""
+    """Give the run whose step takes the median time, the quicker of two in the middle: its parts add up."""
     return sorted(speeds, key=lambda speed: speed.step_seconds)[(len(speeds) - 1) // 2]

@@ -1,4 +1,4 @@
-"""What one run's metrics.jsonl says of its speed, the warm-up of every start left out. Pure but for reading."""
+"""What a run's metrics.jsonl says of its speed, the warm-up of every start left out."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""`metier scale`: one short run per size, and a table, a picture and a page of what more devices are worth."""
+"""`metier scale`: one short run per size, and a table, a picture, a page of what more devices are worth."""
 
 import os
 import subprocess
@@ -23,12 +23,14 @@ from training.files import hold_lock, write_json, write_text
 _STOPPED = 130  # what a shell says after Ctrl-C
 
 HELP = """\
-metier scale KEY=VALUE... nodes=1,2,4,8 | processes=1,2,4 [mode=strong] [repeats=1] [steps=20] [warmup=5] [knee=0.8]
+metier scale KEY=VALUE... nodes=1,2,4,8 [mode=strong] [repeats=1] [steps=20] [warmup=5] [knee=0.8]
+metier scale KEY=VALUE... processes=1,2,4 ...
 metier scale collect NAME [run_root=runs]
 
-Trains the same for a few steps at every size and says what more devices are worth: tokens per second, efficiency,
-MFU, where a step's time goes, memory, device-hours per billion tokens, and up to which size it pays (the knee).
-Writes run_root/NAME.scale: scale.json, scale.png, scale.html; each run is run_root/NAME.scale-MODE-SIZE-REPEAT.
+Trains the same for a few steps at every size and says what more devices are worth: tokens per second,
+efficiency, MFU, where a step's time goes, memory, device-hours per billion tokens, and up to which size it
+pays (the knee). Writes run_root/NAME.scale: scale.json, scale.png, scale.html; each run has a folder of its own,
+run_root/NAME.scale-MODE-SIZE-REPEAT.
 
   nodes, processes   what grows: machines, or processes (GPUs) on each; the other one stays as cluster.* says
   mode               strong: the same global batch; weak: the same batch per device, so the global batch is
@@ -37,9 +39,9 @@ Writes run_root/NAME.scale: scale.json, scale.png, scale.html; each run is run_r
   steps, warmup      steps that are measured, and steps before them that are not
   knee               the least efficiency that is still worth its devices
 
-Here the runs follow one another. Under Slurm each is a job: the command submits them and returns; the same command
-again, or `metier scale collect NAME`, shows what is done. With cluster=torchrun it prints the commands for the hosts.
-A size that fails is reported with its reason and leaves the others standing. Exit code 1 where one has.
+Here the runs follow one another. Under Slurm each is a job: the command submits them and returns; the same
+command again, or `metier scale collect NAME`, shows what is done. With cluster=torchrun it prints the
+commands for the hosts. A size that fails is reported with its reason and leaves the others standing; exit code 1.
 
   --wait             under Slurm: stay until all have ended
   --again            under Slurm: submit those that failed once more
@@ -117,9 +119,7 @@ def _draw(layout: ScaleLayout) -> bytes | None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        sys.stderr.write(
-            f"metier scale: the picture could not be drawn ({reason}); the numbers are complete\n"
-        )
+        sys.stderr.write(f"metier scale: the picture could not be drawn ({reason}); the numbers are there\n")
         return None
     return layout.picture.read_bytes()
 
@@ -135,7 +135,7 @@ def _say(
     waiting = sum(each.speed is None and each.reason is None for each in found)
     if waiting:
         sys.stdout.write(
-            f"{waiting} of {len(found)} runs have not ended; `metier scale collect {experiment.name}` shows them\n"
+            f"{waiting} of {len(found)} runs have not ended; see `metier scale collect {experiment.name}`\n"
         )
     sys.stdout.write(f"{layout.page}\n")
 

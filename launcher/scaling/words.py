@@ -12,10 +12,11 @@ _MILLI = 1000
 _PERCENT = 100
 
 NOTES = (
-    "efficiency: tokens/s over those of the smallest size, divided by how many times its devices; in brackets "
-    "the range over every pair of repeats",
-    "communication~ is an estimate: what forward, backward and optimizer take longer than the same work alone; "
-    "slower memory or cores in company are in it too. of it ours: the collectives that are not DeepSpeed's, measured",
+    "efficiency: tokens/s over those of the smallest size, divided by how many times its devices; in "
+    "brackets the range over every pair of repeats",
+    "communication~ is an estimate: what forward, backward and optimizer take longer than the same work "
+    "alone; slower memory or cores in company are in it too",
+    "our collectives: measured; those of the stop signal, of counts and norms, which are not DeepSpeed's",
     "checkpoint stall: beside the step, where one was saved between measured steps",
 )
 
@@ -42,7 +43,7 @@ def step_headings(experiment: Experiment) -> list[str]:
         "step",
         "compute",
         "communication~",
-        "of it ours",
+        "our collectives",
         "data wait",
         "rest",
         "checkpoint stall",
@@ -110,13 +111,14 @@ def say_knee(table: Table, experiment: Experiment) -> str:
             f"{knee.efficiency.median:.2f}, at least {limit}."
         )
     return (
-        f"{table.mode}: the knee is at {_say_size(knee, experiment)}, efficiency {knee.efficiency.median:.2f}; "
-        f"{_say_size(above, experiment)} have {above.efficiency.median:.2f}, below {limit}."
+        f"{table.mode}: the knee is at {_say_size(knee, experiment)}, efficiency "
+        f"{knee.efficiency.median:.2f}; {_say_size(above, experiment)} have {above.efficiency.median:.2f}, "
+        f"below {limit}."
     )
 
 
 def say_table(experiment: Experiment, table: Table) -> str:
-    """Lay out one way of scaling for the screen: what each size is worth, what failed, where the time goes."""
+    """Lay out one way of scaling for the screen: what sizes are worth, what failed, where the time goes."""
     measured = [row for row in table.rows if row.state == "measured"]
     speeds = _lay_out([speed_headings(experiment), *map(speed_cells, measured)])
     steps = _lay_out([step_headings(experiment), *map(step_cells, measured)])
