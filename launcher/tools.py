@@ -17,6 +17,7 @@ TOOLS = {
     "stop": ("launcher.seeing.stop", "let a run save and end"),
     "why": ("launcher.why.why", "why a run ended, and what to do"),
     "sync": ("launcher.seeing.sync", "send to Weights & Biases what a run has not sent yet"),
+    "scale": ("launcher.scaling.verb", "train briefly at several sizes: what more devices are worth"),
 }
 """Verb: its module, and what it is for."""
 
