@@ -24,7 +24,7 @@ from training.ranks import Ranks  # noqa: E402
 
 def main() -> int:
     """Train, and leave an outcome whatever happens; the exit code is only a hint."""
-    from training.worker.start import redirect_to_log  # noqa: PLC0415
+    from training.worker.start import forget_earlier_attempt, redirect_to_log  # noqa: PLC0415
 
     if len(sys.argv) != 2:  # noqa: PLR2004
         sys.stderr.write("usage: python -m training.worker RUN_DIR (started by `metier train`)\n")
@@ -36,6 +36,8 @@ def main() -> int:
     try:
         ranks = Ranks.from_environ(os.environ)
         redirect_to_log(layout, ranks)
+        if ranks.is_lead:
+            forget_earlier_attempt(layout, os.environ)
         # Everything heavy is imported after the log is open, so that its complaints land there. What is
         # imported stays: to look through it for garbage, again and again, takes a sixth of the import's time.
         gc.disable()

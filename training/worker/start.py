@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 
 import torch
 
@@ -10,7 +11,8 @@ from training.collectives import join
 from training.config.schema import RunConfig
 from training.engine.deepspeed_engine import Place
 from training.errors import ClusterError
-from training.layout import RunLayout
+from training.fence import find_incarnation
+from training.layout import ASKED, RunLayout
 from training.ranks import Ranks
 
 
@@ -22,6 +24,18 @@ def redirect_to_log(layout: RunLayout, ranks: Ranks) -> None:
     if not ranks.is_lead:
         os.dup2(log, sys.stdout.fileno())
     os.close(log)
+
+
+def forget_earlier_attempt(layout: RunLayout, environ: Mapping[str, str]) -> None:
+    """Remove the outcome of this same start's last attempt, which torchrun has made again by itself.
+
+    Each outcome is written once; the launcher removes that of an earlier start, and knows of no attempts.
+    torchrun counts restarts on the host that failed alone, so the claims are asked as well.
+    """
+    restarted = environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    claimed = ASKED in environ and find_incarnation(layout.incarnations, float(environ[ASKED])) is not None
+    if restarted or claimed:
+        layout.outcome.unlink(missing_ok=True)
 
 
 def take_place(config: RunConfig, ranks: Ranks) -> Place:
