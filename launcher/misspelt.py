@@ -14,6 +14,7 @@ FREE_MAPPINGS = (
     "optimizer.rate_factors",
     "data.sources",
     "data.mixture.shares",
+    "cluster.environment.variables",
 )
 
 

@@ -96,7 +96,7 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
     layout.outcome.unlink(missing_ok=True)
     layout.stop_request.unlink(missing_ok=True)
     starts = sum(line["event"] == "started" and line.get("job") == job for line in lines)
-    asked = time.time()
+    asked, end = time.time(), _find_end(job)
     append_line(
         layout.jobs,
         "started",
@@ -105,10 +105,10 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
         step=step,
         nodes=nodes,
         asked=asked,
-        end=_find_end(job),
+        end=end,
     )
     _say(f"start {starts + 1} of job {job} on {', '.join(nodes)}, from step {step}")
-    sys.stdout.write(f"{','.join(nodes)} {port_of(job, starts)} {asked} {_find_end(job) or ''}\n")
+    sys.stdout.write(f"{','.join(nodes)} {port_of(job, starts)} {asked} {end or ''}\n")
     return EXIT_OK
 
 

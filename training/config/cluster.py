@@ -1,18 +1,75 @@
 """Where a run goes: machines, how a scheduler is asked for them, and what is watched while it is there."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    WithJsonSchema,
+)
 
 from training.config.base import Section
 
-TimeLimit = Annotated[str, StringConstraints(pattern=r"^(\d+-\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2})$")]
+
+def _like(pattern: str, wanted: str) -> AfterValidator:
+    """Check a text against a pattern; ``wanted`` is what the user reads when it does not fit."""
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise ValueError(wanted)
+        return text
+
+    return AfterValidator(check)
+
+
+def _check_names(variables: dict[str, str]) -> dict[str, str]:
+    for name in variables:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"names of letters, digits and _, no digit in front, and found {name}")
+    return variables
+
+
+def _refuse_numbers(value: Any) -> Any:
+    """Refuse what YAML made of a time without quotes: 12:00:00 is the number 43200 there."""
+    if isinstance(value, int):
+        raise ValueError(
+            "a time in quotes, for instance '12:00:00' (YAML takes one without quotes for a number of "
+            "seconds); on the command line 1:30:00, or 90:00 for 90 minutes"
+        )
+    return value
+
+
+TimeLimit = Annotated[
+    str,
+    _like(
+        r"\d+-\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2}", "a time as Slurm writes it: 90, 12:00:00, 2-00:00:00"
+    ),
+    BeforeValidator(_refuse_numbers),
+    WithJsonSchema({"type": "string"}),
+]
 """As Slurm writes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
 
-Word = Annotated[str, StringConstraints(pattern=r"^[^\s'\"\\$`;|&<>(){}]+$")]
+Word = Annotated[
+    str, _like(r"[^\s'\"\\$`;|&<>(){}#]+", "one word without quotes, blanks and characters of the shell")
+]
 """One word of a batch script's directive or of a command."""
 
-VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Line = Annotated[str, _like(r"[^\n\r]+", "a single line")]
+
+LocalPath = Annotated[
+    str,
+    _like(
+        r"(/|\$[A-Za-z_])([^\s\"'`\\$,:;]|\$[A-Za-z_])*",
+        "a folder from / on, or from a $VARIABLE of the node on, without blanks, quotes, commas and colons",
+    ),
+]
+"""A folder of each node, which the login node need not have."""
 
 MailEvent = Literal["BEGIN", "END", "FAIL", "REQUEUE", "ALL", "TIME_LIMIT", "TIME_LIMIT_90", "ARRAY_TASKS"]
 
@@ -23,9 +80,12 @@ class SlurmConfig(Section):
     account: Word | None = Field(description="--account; null: the user's own")
     partition: Word | None = Field(description="--partition; null: the site's default")
     qos: Word | None = Field(description="--qos")
-    constraint: Annotated[str, StringConstraints(pattern=r"^[^\s'\"\\$`;<>]+$")] | None = Field(
-        description="--constraint: features that the nodes must have, for instance a100&nvlink"
-    )
+    constraint: (
+        Annotated[
+            str, _like(r"[^\s'\"\\$`;<>#]+", "features without blanks and quotes, for instance a100&nvlink")
+        ]
+        | None
+    ) = Field(description="--constraint: features that the nodes must have, for instance a100&nvlink")
     reservation: Word | None = Field(description="--reservation")
     time: TimeLimit = Field(
         description="--time of one job, as Slurm writes it: 90, 12:00:00, 2-00:00:00. A run may take several"
@@ -34,17 +94,17 @@ class SlurmConfig(Section):
     cpus_per_process: PositiveInt | None = Field(
         description="--cpus-per-task; null: the site's default, or with exclusive all"
     )
-    memory: Annotated[str, StringConstraints(pattern=r"^\d+[KMGT]?$")] | None = Field(
+    memory: Annotated[str, _like(r"\d+[KMGT]?", "a size such as 480G; 0 for all of it")] | None = Field(
         description="--mem per node, for instance 480G; 0: all of it; null: the site's default"
     )
     gpu_type: Word | None = Field(description="--gpus-per-node=TYPE:N, for instance a100; null: any")
     exclude: list[Word] = Field(description="--exclude: nodes that are not to be used")
     mail_user: Word | None = Field(description="--mail-user")
     mail_events: list[MailEvent] = Field(description="--mail-type")
-    comment: Annotated[str, StringConstraints(pattern=r"^[^\n'\"]*$")] | None = Field(
+    comment: Annotated[str, _like(r"[^\n\r'\"]*", "one line without quotes")] | None = Field(
         description="--comment, for sites that account by it"
     )
-    extra: list[Annotated[str, StringConstraints(pattern=r"^--[^\n]+$")]] = Field(
+    extra: list[Line] = Field(
         description="further options of sbatch, each as --option=value; those that this configuration owns "
         "are refused"
     )
@@ -70,10 +130,13 @@ class EnvironmentConfig(Section):
     """What a node must load before Python starts; written into the job's script."""
 
     modules: list[Word] = Field(description="environment modules: module load NAME, in this order")
-    setup: list[Annotated[str, StringConstraints(pattern=r"^[^\n]+$")]] = Field(
+    setup: list[Line] = Field(
         description="lines of shell run once on each job's first node after the modules"
     )
-    variables: dict[VariableName, str] = Field(description="environment variables of every process")
+    variables: Annotated[dict[str, str], AfterValidator(_check_names)] = Field(
+        description="environment variables of every process, as they are; what needs the value of another "
+        "is written as a line of setup: export NAME=$OTHER/x"
+    )
     python: str | None = Field(
         description="the Python of the nodes; null: the one that runs this command, or in a container python"
     )
@@ -87,7 +150,10 @@ class ContainerConfig(Section):
     )
     image: str | None = Field(description="a .sif or .sqsh file, or an address that the tool understands")
     mounts: list[
-        Annotated[str, StringConstraints(pattern=r"^/[^\s,:]*(:/[^\s,:]*){0,1}(:(ro|rw)){0,1}$")]
+        Annotated[
+            str,
+            _like(r"/[^\s,:]*(:/[^\s,:]*)?(:(ro|rw))?", "/outside:/inside, or /same, behind it :ro or :rw"),
+        ]
     ] = Field(description="folders to show inside, as /outside:/inside or /same; run and data are added")
 
 
@@ -163,7 +229,7 @@ class ClusterConfig(Section):
         description="torchrun: how often it may start all processes again after a failure"
     )
     timeout_seconds: PositiveInt = Field(description="a collective that takes longer ends the run")
-    local_path: str | None = Field(
+    local_path: LocalPath | None = Field(
         description="folder on each node's own disk for caches and temporary files, may hold $VARIABLES of "
         "the node; null: the system's temporary folder"
     )
