@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from training.ranks import Ranks
+from training.waits import WAITS
 
 Value = TypeVar("Value")
 
@@ -63,6 +64,8 @@ def join(ranks: Ranks, *, device: torch.device, timeout_seconds: int) -> None:
     The same holds for groups that are founded later without a timeout of their own, as DeepSpeed founds
     them: torch would not give them this one but its default, of half an hour on CPUs.
     """
+    if not hasattr(dist.Work.wait, "__wrapped__"):
+        dist.Work.wait = WAITS.count(dist.Work.wait)  # type: ignore[method-assign]
     timeout = timedelta(seconds=timeout_seconds)
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         setattr(distributed_c10d, name, timeout)
