@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from training.config.learning import AdapterConfig
 from training.errors import ModelError, first_line
+from training.model.four_bit import forbid_repacking
 from training.model.kind import AnyModel, base_of
 from training.model.quiet import quiet_upstream
 from training.rules.names import all_frozen, check_targets, check_trained_modules, match_frozen
@@ -44,6 +45,7 @@ def attach_adapter(
     # With bitsandbytes, which it imports, a fifth of the time that all imports take.
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415
 
+    forbid_repacking(base)
     check_targets(adapter.targets, _name_linear(base))
     names = [name for name, _ in base.named_parameters(remove_duplicate=False)]
     check_trained_modules(adapter.trained_modules, names, _name_four_bit(base))
