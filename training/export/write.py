@@ -13,8 +13,8 @@ from training.config.schema import RunConfig
 from training.errors import ModelError
 from training.export.merge import merged_tensors
 from training.export.verify import check_shapes
+from training.model.adapter import forbid_repacking
 from training.model.folder import check_tensors, read_shapes, scrub_config
-from training.model.four_bit import forbid_repacking
 from training.model.kind import AnyModel, base_of
 from training.model.load import DTYPES, four_bit_config, grow_embeddings
 from training.model.place import find_model_folder

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from training.config.learning import AdapterConfig
 from training.errors import ModelError, first_line
-from training.model.four_bit import forbid_repacking
 from training.model.kind import AnyModel, base_of
 from training.model.quiet import quiet_upstream
 from training.rules.names import all_frozen, check_targets, check_trained_modules, match_frozen
@@ -71,6 +70,18 @@ def attach_adapter(
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return model
+
+
+def forbid_repacking(base: nn.Module) -> None:
+    """Let 4-bit layers keep their blocks in the form in which they are trained and saved.
+
+    On a CPU with AVX512-BF16 bitsandbytes 0.50 packs a layer's blocks anew at its first call without a
+    gradient, for good and with scales of 8 significant bits, whether or not its rows can be packed so
+    (bitsandbytes/nn/modules.py, Linear4bit.forward): a held-out loss would change what is trained.
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def check_new_rows(model: AnyModel) -> None:

@@ -42,18 +42,6 @@ def is_four_bit(parameter: nn.Parameter) -> bool:
     return type(parameter).__name__ == "Params4bit"
 
 
-def forbid_repacking(base: nn.Module) -> None:
-    """Let 4-bit layers keep their blocks in the form in which they are trained and saved.
-
-    On a CPU with AVX512-BF16 bitsandbytes 0.50 packs a layer's blocks anew at its first call without a gradient,
-    for good and with scales of 8 significant bits, whether or not its rows can be packed so
-    (bitsandbytes/nn/modules.py, Linear4bit.forward): a held-out loss would change what is trained.
-    """
-    for module in base.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-
-
 class Sharers(Protocol):
     """Those who quantise a tensor together."""
 
