@@ -12,10 +12,10 @@ from launcher.seeing.logs import find_rank_logs
 from launcher.seeing.read import read_object, read_records, read_tail, text
 from launcher.why.match import Fact
 from launcher.why.sacct import Row, ask_rows, last_start, read_rows, say_row
-from training.layout import RunLayout
+from training.layout import START_MARK, RunLayout
 
-START_MARK = "=== start "
-"""With these words each start begins in a log that is appended to."""
+START_MARKS = (START_MARK, "metier job: start ")
+"""With these words each start begins in a log that is appended to: a rank's, a job's."""
 
 SAVED_ROWS = "sacct.txt"
 """What sacct said, kept beside a recorded run: it is read instead of asking."""
@@ -96,7 +96,7 @@ def gather_text(path: Path, content: Sequence[str]) -> tuple[Fact, ...]:
 
 def newest_start(lines: Sequence[str]) -> Sequence[str]:
     """Give the lines of the last start; all, where a log does not mark them."""
-    marks = [place for place, line in enumerate(lines) if line.startswith(START_MARK)]
+    marks = [place for place, line in enumerate(lines) if line.startswith(START_MARKS)]
     return lines[marks[-1] :] if marks else lines
 
 
@@ -182,5 +182,3 @@ def _read_preflight(layout: RunLayout) -> list[Fact]:
     found = read_object(layout.preflight)
     lines = json.dumps(found, indent=1, ensure_ascii=False).splitlines() if found else []
     return [Fact(source="preflight", text=line.strip(), where="preflight.json") for line in lines]
-
-
