@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.tools import TOOLS
+from launcher.tools import TOOLS, VALUED
 from training.config.names import nearest
 from training.errors import ConfigError
 
@@ -55,7 +55,7 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
             case "-cd" | "--config-dir":
                 config_dir = Path(value or _value_of(flag, rest))
             case _ if word.startswith("-") and verb in TOOLS:
-                tool_flags.append((flag, value))
+                tool_flags.append((flag, value or (_value_of(flag, rest) if flag in VALUED else "")))
             case "--node-rank" if verb == "train":
                 node_rank = _read_number(flag, value or next(rest, ""))
             case "-f" | "--follow":
@@ -105,7 +105,8 @@ def _read_number(flag: str, value: str) -> int:
 def _value_of(flag: str, rest: Iterator[str]) -> str:
     value = next(rest, "")
     if not value:
-        raise ConfigError(f"{flag} needs a folder after it")
+        what = "a value" if flag in VALUED else "a folder"
+        raise ConfigError(f"{flag} needs {what} after it")
     return value
 
 

@@ -137,7 +137,7 @@ def look_ahead(config: RunConfig, *, write: bool) -> list[str]:
         notes.append(f"the corpus, which `metier prepare` has still to make (data.path={config.data.path})")
     else:
         # With numpy, a third of the time of a dry run.
-        from training.preflight import check_corpus  # noqa: PLC0415
+        from training.ahead import check_corpus  # noqa: PLC0415
 
         notes += check_corpus(config, write=write)
     return notes

@@ -82,7 +82,7 @@ class RunLayout:
 
     @property
     def events(self) -> Path:
-        """Started, resumed, saved, preempted, failed, finished: with time and reason."""
+        """Started, resumed, saved, stopped, failed, finished: with time and reason."""
         return self.root / "events.jsonl"
 
     @property

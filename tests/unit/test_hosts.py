@@ -140,7 +140,7 @@ def test_a_head_that_does_not_come_is_named(three: RunConfig, tmp_path: Path) ->
 def test_an_attempt_that_torchrun_makes_again_forgets_the_last_ones_outcome_and_no_other(
     tmp_path: Path,
 ) -> None:
-    from training.worker.start import forget_earlier_attempt
+    from training.worker.tell import forget_earlier_attempt
 
     layout = RunLayout(tmp_path)
     failed = Outcome(state="FAILED", step=None, error_class="PeerLostError", message="", rank=1)

@@ -1,8 +1,6 @@
-"""What a rank does before anything else: find itself, its log, its device and its peers."""
+"""What a rank does before anything else: find its device and its peers."""
 
 import os
-import sys
-from collections.abc import Mapping
 
 import torch
 
@@ -11,31 +9,7 @@ from training.collectives import join
 from training.config.schema import RunConfig
 from training.engine.deepspeed_engine import Place
 from training.errors import ClusterError
-from training.fence import find_incarnation
-from training.layout import ASKED, RunLayout
 from training.ranks import Ranks
-
-
-def redirect_to_log(layout: RunLayout, ranks: Ranks) -> None:
-    """Send this process's stderr to its log file, and stdout too unless it is the lead's screen."""
-    layout.logs.mkdir(parents=True, exist_ok=True)
-    log = os.open(layout.rank_log(ranks.rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, sys.stderr.fileno())
-    if not ranks.is_lead:
-        os.dup2(log, sys.stdout.fileno())
-    os.close(log)
-
-
-def forget_earlier_attempt(layout: RunLayout, environ: Mapping[str, str]) -> None:
-    """Remove the outcome of this same start's last attempt, which torchrun has made again by itself.
-
-    Each outcome is written once; the launcher removes that of an earlier start, and knows of no attempts.
-    torchrun counts restarts on the host that failed alone, so the claims are asked as well.
-    """
-    restarted = environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    claimed = ASKED in environ and find_incarnation(layout.incarnations, float(environ[ASKED])) is not None
-    if restarted or claimed:
-        layout.outcome.unlink(missing_ok=True)
 
 
 def take_place(config: RunConfig, ranks: Ranks) -> Place:

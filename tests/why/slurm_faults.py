@@ -1,0 +1,3 @@
+"""Faults of jobs, provoked on the test cluster."""
+
+CASES = []
