@@ -182,3 +182,5 @@ def _read_preflight(layout: RunLayout) -> list[Fact]:
     found = read_object(layout.preflight)
     lines = json.dumps(found, indent=1, ensure_ascii=False).splitlines() if found else []
     return [Fact(source="preflight", text=line.strip(), where="preflight.json") for line in lines]
+
+

@@ -87,12 +87,7 @@ def peer_lost(work: Work) -> None:
     half_a_run(work)
     with listening_port() as port:
         pass
-    common = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     before = work.steps()
     ranks = [
         subprocess.Popen(
@@ -219,7 +214,9 @@ def wandb_no_key(work: Work) -> None:
 
 
 def wandb_unreachable(work: Work) -> None:
-    work.metier("train", *TWO, "tracker=online", WANDB_API_KEY=FAKE_KEY, WANDB_BASE_URL="http://127.0.0.1:9")
+    work.metier(
+        "train", *TWO, "tracker=online", WANDB_API_KEY=FAKE_KEY, WANDB_BASE_URL="http://127.0.0.1:9"
+    )
 
 
 def checkpoint_missing(work: Work) -> None:
