@@ -16,9 +16,7 @@ from training.config.cluster import ClusterConfig
 from training.config.freeze import check_config
 from training.config.schema import RunConfig
 from training.errors import ClusterError, ConfigError
-from training.fence import claim_incarnation
-from training.layout import ASKED, RunLayout
-from training.outcome import Outcome, write_outcome
+from training.layout import RunLayout
 
 
 @pytest.fixture(scope="module")
@@ -135,27 +133,3 @@ def test_a_head_that_does_not_come_is_named(three: RunConfig, tmp_path: Path) ->
     hasty = three.model_copy(update={"cluster": of(three.cluster, timeout_seconds=1)})
     with pytest.raises(ClusterError, match=r"did not appear within 1 s; start the same command on node1"):
         join_run(in_folder(hasty, tmp_path))
-
-
-def test_an_attempt_that_torchrun_makes_again_forgets_the_last_ones_outcome_and_no_other(
-    tmp_path: Path,
-) -> None:
-    from training.worker.tell import forget_earlier_attempt
-
-    layout = RunLayout(tmp_path)
-    failed = Outcome(state="FAILED", step=None, error_class="PeerLostError", message="", rank=1)
-
-    def is_kept(environ: dict[str, str]) -> bool:
-        layout.outcome.unlink(missing_ok=True)
-        write_outcome(layout.outcome, failed)
-        forget_earlier_attempt(layout, environ)
-        return layout.outcome.exists()
-
-    assert is_kept({ASKED: "7.5"})
-    assert is_kept({"TORCHELASTIC_RESTART_COUNT": "0"})
-    assert not is_kept({"TORCHELASTIC_RESTART_COUNT": "1"})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ASKED, "7.5")
-        claim_incarnation(layout.incarnations)
-    assert not is_kept({ASKED: "7.5", "TORCHELASTIC_RESTART_COUNT": "0"}), "the other host's rank failed"
-    assert is_kept({ASKED: "8.5"})

@@ -28,7 +28,7 @@ from training.layout import RunLayout
 from training.processes import end_with_parent
 from training.ranks import Ranks
 from training.worker.log import redirect_to_log
-from training.worker.tell import forget_earlier_attempt, tell_failure
+from training.worker.tell import tell_failure
 
 
 def main() -> int:
@@ -44,8 +44,6 @@ def main() -> int:
     try:
         ranks = Ranks.from_environ(os.environ)
         redirect_to_log(layout, ranks)
-        if ranks.is_lead:
-            forget_earlier_attempt(layout, os.environ)
         # Everything heavy is imported after the log is open, so that its complaints land there. What is
         # imported stays: to look through it for garbage, again and again, takes a sixth of the import's time.
         gc.disable()

@@ -1,12 +1,10 @@
 """How a rank tells what ended it: by one outcome of the run, whoever comes first with a cause."""
 
 import os
-from collections.abc import Mapping
 from typing import Literal
 
 from training.errors import MetierError
-from training.fence import find_incarnation
-from training.layout import ASKED, RunLayout
+from training.layout import RunLayout
 from training.outcome import Outcome, find_cause, read_outcome, write_outcome
 from training.ranks import Ranks
 
@@ -26,18 +24,6 @@ _SIGNS_OF_SILENCE = ("Timed out waiting", "timed out", "Timeout at NCCL", "wait 
 
 class PeerLostError(Exception):
     """Another rank went away without a word; this one only heard the connection close, or nothing."""
-
-
-def forget_earlier_attempt(layout: RunLayout, environ: Mapping[str, str]) -> None:
-    """Remove the outcome of this same start's last attempt, which torchrun has made again by itself.
-
-    An outcome counts until the next start; the launcher removes that of an earlier one, and knows of no
-    attempts. torchrun counts restarts on the host that failed alone, so the claims are asked as well.
-    """
-    restarted = environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    claimed = ASKED in environ and find_incarnation(layout.incarnations, float(environ[ASKED])) is not None
-    if restarted or claimed:
-        layout.outcome.unlink(missing_ok=True)
 
 
 def tell_failure(layout: RunLayout, ranks: Ranks, error: Exception, incarnation: int | None) -> None:
@@ -93,9 +79,13 @@ def tell_end(
 
 
 def clear_outcome(layout: RunLayout, incarnation: int) -> None:
-    """Remove the outcome of an earlier start, where whoever began this one has left it."""
+    """Remove the outcome of an earlier start, where whoever began this one has left it.
+
+    Or of an attempt of this one that torchrun has made again by itself. One without a number never came to
+    claim the run, and all ranks of this start have.
+    """
     told = read_outcome(layout.outcome)
-    if told is not None and told.incarnation is not None and told.incarnation < incarnation:
+    if told is not None and (told.incarnation is None or told.incarnation < incarnation):
         layout.outcome.unlink(missing_ok=True)
 
 
