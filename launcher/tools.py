@@ -10,6 +10,7 @@ from training.config.names import nearest
 from training.errors import ConfigError
 
 TOOLS = {
+    "preflight": ("launcher.preflight", "look at nodes, disks, clocks and the network before a run"),
     "checkpoints": ("launcher.checkpoints", "list, verify, prune or convert what a run has saved"),
     "status": ("launcher.seeing.status", "what every run is at: state, step, loss, speed, time left"),
     "watch": ("launcher.seeing.watch", "look on while a run trains, over its restarts"),

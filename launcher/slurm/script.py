@@ -11,6 +11,7 @@ from launcher.slurm.request import (
     find_processes_per_node,
     plan_command,
     plan_directives,
+    plan_look_srun,
     plan_setup,
     plan_srun,
 )
@@ -51,7 +52,7 @@ def write_script(config: RunConfig, layout: RunLayout) -> str:
         preflight=""
         if cluster.preflight.mode == "off"
         else shlex.join(plan_command(config, "training.preflight", layout.root)),
-        srun_all=shlex.join([*everywhere, *further]),
+        srun_all=shlex.join([*everywhere, *plan_look_srun(config)]),
         srun=shlex.join([*shape, *further]),
         worker=shlex.join(plan_command(config, "training.worker", layout.root)),
     )
