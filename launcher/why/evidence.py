@@ -26,7 +26,7 @@ SAID = "command.log"
 _LINES = 400
 _ROOT_CAUSE = re.compile(r"rank\s+: (\d+) \(local_rank")
 _HOST = re.compile(r"host\s+: (\S+)")
-_TASK = re.compile(r"srun: error: (\S+): task (\d+): (.+)")
+_TASK = re.compile(r"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def newest_start(lines: Sequence[str]) -> Sequence[str]:
 
 
 def find_failing(outcome: dict[str, Any], facts: Sequence[Fact]) -> Failing | None:
-    """Find the rank that failed first: torchrun and srun saw processes end, outcome.json is a rank's own word.
+    """Find the rank that failed first: torchrun and srun saw processes end, outcome.json is its own word.
 
     A rank that was killed says nothing; the outcome is then another's, which only lost its peer.
     """

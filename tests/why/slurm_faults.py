@@ -1,4 +1,4 @@
-"""Faults of jobs, provoked by small batch scripts on the test cluster; what Slurm says of them is kept as well."""
+"""Faults of jobs, provoked by small batch scripts on the test cluster; what Slurm says is kept as well."""
 
 import atexit
 import json
