@@ -67,7 +67,7 @@ def gather(layout: RunLayout, job: str | None = None, said: Path | None = None) 
     rows, trouble = _find_rows(layout, job)
     log = layout.job_log(job) if job else None
     facts = [
-        *_read_outcome(run.outcome),
+        *_read_outcome(run),
         *_read_log("launch", layout.logs / "launch.log"),
         *(_read_log("job", log) if log else []),
         *_read_log("command", said or layout.root / SAID),
@@ -138,9 +138,11 @@ def _find_rows(layout: RunLayout, job: str | None) -> tuple[list[Row], str]:
     return ask_rows(job) if job else ([], "")
 
 
-def _read_outcome(outcome: dict[str, Any]) -> list[Fact]:
+def _read_outcome(run: RunFacts) -> list[Fact]:
+    outcome = run.outcome
     if not outcome:
-        return []
+        begun = [Fact(source="outcome", text="state=none", where="outcome.json is missing")]
+        return begun if run.starts else []
     words = " ".join(
         f"{name}={outcome[key]}"
         for name, key in (

@@ -14,7 +14,7 @@ from tests.why.work import Work, wait_for
 
 _HEAD = "#!/bin/bash\n"
 _SLEEP = "srun sleep 600\n"
-_GREEDY = "python3 -c 'a = [bytearray(1 << 24) for _ in range(1000)]; input()'\n"
+_GREEDY = "python3 -c 'a = [bytearray([120]) * (1 << 24) for _ in range(60)]; import time; time.sleep(60)'\n"
 
 
 @cache

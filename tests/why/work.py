@@ -22,6 +22,7 @@ _DROPPED_EVENTS = {"memory", "self_test"}
 _KEPT_LINES = 120
 _PATIENCE_SECONDS = 120
 _SECRET = re.compile(r"\b[0-9a-f]{40,}\b|\bhf_\w+")
+_CLUSTER = re.compile(r"/tmp/slurm-\w+")  # noqa: S108 - where test clusters lie
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +168,4 @@ def scrub(content: str, names: dict[str, str]) -> str:
     """Replace this machine's folders and name, and whatever looks like a secret."""
     for name, instead in sorted(names.items(), key=lambda pair: -len(pair[0])):
         content = re.sub(rf"{re.escape(name)}(?![\w-])", instead, content)
-    return _SECRET.sub("[secret]", content)
+    return _SECRET.sub("[secret]", _CLUSTER.sub("/var/slurm", content))

@@ -1,7 +1,7 @@
 """What each node is at: processors, memory, disk, network, devices; read now and then into a file per node.
 
-The node's first rank reads, in a thread of its own. Nothing here ever ends or slows a training: what cannot be
-read is left out, and what cannot be written is not.
+The node's first rank reads, in a thread of its own. Nothing here ever ends or slows a training: what cannot
+be read is left out, and what cannot be written is not.
 """
 
 import contextlib
@@ -69,10 +69,17 @@ class Counters:
         self.counts = counts
 
 
-def start_system_watch(layout: RunLayout, ranks: Ranks, seconds: float | None) -> Closer | None:
-    """Begin to read this node, where this rank is the one to do it; None where it is not, or nobody wants it."""
+class NoWatch:
+    """Where another rank of the node reads, or nobody wants it."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def start_system_watch(layout: RunLayout, ranks: Ranks, seconds: float | None) -> Closer:
+    """Begin to read this node, where this rank is the one to do it and somebody wants it."""
     if seconds is None or ranks.local_rank != 0:
-        return None
+        return NoWatch()
     return SystemWatch(layout, os.uname().nodename, seconds)
 
 
@@ -124,7 +131,7 @@ def open_devices() -> tuple[Any, Sequence[Any]]:
 
         pynvml.nvmlInit()
         return pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    except Exception:  # noqa: BLE001 - no library, no driver, no device: NVML has an error for each
+    except Exception:  # no library, no driver, no device: NVML has an error for each
         return None, ()
 
 

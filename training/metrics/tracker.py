@@ -76,7 +76,7 @@ def kill_group(group: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Follow a living training (``RUN_DIR --follow``), or send what is left of one (``RUN_DIR [--online]``)."""
+    """Follow a living training (``RUN_DIR --follow``), or send what is left (``RUN_DIR [--online]``)."""
     # Before W&B is imported, which the helper alone does.
     stay_shielded()
     from training.metrics.wandb_follower import follow_run  # noqa: PLC0415
