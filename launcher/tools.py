@@ -17,6 +17,8 @@ TOOLS = {
     "stop": ("launcher.seeing.stop", "let a run save and end"),
     "why": ("launcher.why.why", "why a run ended, and what to do"),
     "sync": ("launcher.seeing.sync", "send to Weights & Biases what a run has not sent yet"),
+    "scale": ("launcher.scaling.verb", "train briefly at several sizes: what more devices are worth"),
+    "cluster": ("launcher.clusters", "write a cluster's configuration from what its Slurm says, or show it"),
 }
 """Verb: its module, and what it is for."""
 

@@ -19,12 +19,13 @@ from training.layout import RunLayout
 _ATTEMPTS = 3
 
 
-def submit_run(config: RunConfig, *, after: str | None = None) -> str:
+def submit_run(config: RunConfig, *, after: str | None = None, behind: str | None = None) -> str:
     """Submit a run, or let it go on, and give the job's id.
 
     Args:
         config: The run; ``run.json`` is written where it is missing.
         after: A job, by number, or a run, by name, that must have ended well before.
+        behind: A job, by number, that must have ended before, no matter how.
 
     Raises:
         ClusterError: A job of this run waits or runs already, or Slurm refuses it.
@@ -36,10 +37,13 @@ def submit_run(config: RunConfig, *, after: str | None = None) -> str:
     freeze_run(config)
     prepare_script(config, layout)
     layout.stop_request.unlink(missing_ok=True)
+    waits = [f"afterok:{dependency}"] if dependency else []
+    waits += [f"afterany:{behind}"] if behind else []
     words = [
         "sbatch",
         "--parsable",
-        *([f"--dependency=afterok:{dependency}", "--kill-on-invalid-dep=yes"] if dependency else []),
+        *([f"--dependency={','.join(waits)}"] if waits else []),
+        *(["--kill-on-invalid-dep=yes"] if dependency else []),
     ]
     job = submit([*words, str(layout.job_script)])
     append_line(layout.jobs, "submitted", job=job, after=dependency, nodes=config.cluster.nodes)

@@ -52,7 +52,10 @@ def _say_cause(view: RunView, candidates: Sequence[Candidate]) -> str:
     if fine:
         return "Nothing is wrong: the run has completed."
     if not view.is_over and view.state != "SILENT":
-        return "It has not ended."
+        # The logs are of a start that lives; what Slurm says is of one that is over, or that cannot be.
+        told = [each for each in candidates if any(fact.source == "sacct" for fact in each.facts)]
+        state = "It waits in the queue." if view.state == "PENDING" else "It has not ended."
+        return f"{state} What Slurm says of it:\n\n{_say_candidate(told[0])}" if told else state
     if not candidates:
         return (
             "No known cause was found; what is known is below. The same command goes on from the last "

@@ -79,9 +79,13 @@ def tell_end(
 
 
 def clear_outcome(layout: RunLayout, incarnation: int) -> None:
-    """Remove the outcome of an earlier start, where whoever began this one has left it."""
+    """Remove the outcome of an earlier start, where whoever began this one has left it.
+
+    Or of an attempt of this one that torchrun has made again by itself. One without a number never came to
+    claim the run, and all ranks of this start have.
+    """
     told = read_outcome(layout.outcome)
-    if told is not None and told.incarnation is not None and told.incarnation < incarnation:
+    if told is not None and (told.incarnation is None or told.incarnation < incarnation):
         layout.outcome.unlink(missing_ok=True)
 
 
