@@ -126,7 +126,7 @@ def job_cancelled(work: Work) -> None:
 
 
 def preempted(work: Work) -> None:
-    job = submit_script(work, _SLEEP, "--partition=low", "--nodes=3", "--exclusive", "--requeue")
+    job = submit_script(work, _SLEEP, "--partition=abrupt", "--nodes=3", "--exclusive", "--requeue")
     wait_for_state(get_cluster(), job, "RUNNING")
     words = ("--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 30")
     higher = submit(get_cluster(), *words)
