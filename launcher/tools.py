@@ -12,6 +12,7 @@ from training.errors import ConfigError
 TOOLS = {
     "checkpoints": ("launcher.checkpoints", "list, verify, prune or convert what a run has saved"),
     "scale": ("launcher.scaling.verb", "train briefly at several sizes: what more devices are worth"),
+    "drill": ("launcher.drill.verb", "interrupt a tiny run and prove that it goes on bit for bit"),
 }
 """Verb: its module, and what it is for."""
 
