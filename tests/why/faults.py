@@ -43,11 +43,11 @@ def rank_crashed(work: Work) -> None:
 
 
 def collective_timeout(work: Work) -> None:
-    with work.started("train", *LONG, "cluster.timeout_seconds=10") as command:
-        work.wait_for_step(4)
-        stopped = work.rank(1)
-        os.kill(stopped, signal.SIGSTOP)
-        command.wait(110)
+    stop_a_rank(work, "cluster.timeout_seconds=10", "cluster.watch.enabled=false")
+
+
+def hang(work: Work) -> None:
+    stop_a_rank(work, "cluster.timeout_seconds=300", "cluster.watch.step_seconds=8")
 
 
 def stopped_by_notice(work: Work) -> None:
@@ -245,6 +245,13 @@ def hit(work: Work, rank: int, number: int) -> None:
         os.kill(work.rank(rank), number)
 
 
+def stop_a_rank(work: Work, *words: str) -> None:
+    with work.started("train", *LONG, *words) as command:
+        work.wait_for_step(30)
+        os.kill(work.rank(1), signal.SIGSTOP)
+        command.wait(110)
+
+
 def meet(endpoint: str) -> tuple[str, ...]:
     return (
         "--nnodes=2",
@@ -290,6 +297,7 @@ CASES = [
     rank_killed,
     rank_crashed,
     collective_timeout,
+    hang,
     stopped_by_notice,
     killed_without_word,
     fenced,
