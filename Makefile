@@ -33,8 +33,8 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 
 install: $(VENV)/.installed  ## Make .venv with everything in it
 
-demo: install  ## Turn a general model into a medical one: prepare, train, evaluate, report
-	@$(BIN)/python -m launcher.demo $(DEMO)
+demo: install  ## Turn a general model into a medical one: prepare, train, evaluate, export
+	@$(BIN)/python -m launcher run $(DEMO)
 
 debian-packages:  ## Install the Debian packages that the checks need (asks for root where it must)
 	@missing=(); PATH=$$PATH:/usr/sbin:/sbin; \
