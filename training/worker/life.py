@@ -16,6 +16,7 @@ from training.pulse.beat import Pulse
 from training.pulse.limits import Watching
 from training.pulse.pace import NoPace, Pace, WindowPace
 from training.stop import StopFlag, lead_wishes, read_asked
+from training.worker.host import look_at_host
 from training.worker.tell import clear_outcome
 
 
@@ -61,6 +62,13 @@ def end_unborn(layout: RunLayout, place: Place, life: Life) -> int:
         events.record("stopped", incarnation=life.incarnation, step=step, notice=life.stop.notice)
         events.close()
     return step
+
+
+def gather_host_notes(place: Place, nodes: int) -> list[str]:
+    """Look at every rank's machine; give each line once. Collective."""
+    shares_memory = place.device.type == "cuda" and place.ranks.world_size > nodes
+    found = gather_over_ranks(look_at_host(shares_memory=shares_memory))
+    return list(dict.fromkeys(note for notes in found for note in notes))
 
 
 def open_pace(layout: RunLayout, place: Place, pulse: Pulse) -> Pace:

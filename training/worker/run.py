@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -35,6 +36,7 @@ from training.metrics.goodput import find_goodput, read_first_start
 from training.metrics.lines import read_lines
 from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
+from training.metrics.system import start_system_watch
 from training.model.arithmetic import flops_per_token, peak_flops
 from training.model.folder import fingerprint_base
 from training.model.inputs import Batch
@@ -51,7 +53,7 @@ from training.rules.strategies import effective_stage
 from training.schedule import learning_rate_at
 from training.worker.attended import mean_attended_tokens
 from training.worker.blame import find_names, name_worst_documents
-from training.worker.life import Life, Outside, claim_life, end_unborn, open_pace
+from training.worker.life import Life, Outside, claim_life, end_unborn, gather_host_notes, open_pace
 from training.worker.questions import open_questions
 from training.worker.start import take_place
 from training.worker.tell import tell_end, tell_failure
@@ -97,7 +99,8 @@ def _run(layout: RunLayout, config: RunConfig, ranks: Ranks, outside: Outside) -
     check_audit(corpus.manifest, rows.by_source, config.batch.sequence_length, config.audit)
     life = claim_life(layout, config, place, outside)
     try:
-        with within_fence(layout.incarnations, life.incarnation):
+        system = start_system_watch(layout, ranks, config.tracker.system_seconds)
+        with within_fence(layout.incarnations, life.incarnation), closing(system):
             _live(layout, config, place, corpus, life)
     except FencedError:
         raise
@@ -130,6 +133,8 @@ def _build_and_train(
         note_version(layout.config, MODEL_REVISION, revision)
     metrics = _open_metrics(layout, config, place, life.incarnation, _flops_per_token(config, model, corpus))
     try:
+        for note in gather_host_notes(place, config.cluster.nodes):
+            metrics.event("note", text=note)
         if why_whole is not None:
             text = f"every rank has read the whole model before its share of it was cut: {why_whole}"
             metrics.event("note", text=text)
