@@ -33,7 +33,7 @@ STARTS: dict[str, tuple[Fault, int]] = {
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[RunLayout, list[int | None]]]:
-    """Give run and exit codes of a start with each fault; all of them wait most of the time, so side by side."""
+    """Give run and exit codes of a start with each fault; most of their time is waiting, so side by side."""
     starts = {
         name: Start(new_run(tmp_path_factory.mktemp("pulse")), fault, victim)
         for name, (fault, victim) in STARTS.items()
