@@ -230,8 +230,8 @@ def test_the_rank_replaces_the_shell_that_sets_the_nodes_own_folders(tmp_path: P
         cluster__environment__variables={"CUDA_CACHE_PATH": "/mine"},
     )
     words = plan_command(config, "training.worker", tmp_path / "the run")
-    clean = {"PATH": "/usr/bin:/bin", "NODE": str(tmp_path), "CUDA_CACHE_PATH": "/mine"}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=clean) as process:
+    node = {**run_setup(plan_setup(config), tmp_path), "NODE": str(tmp_path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=node) as process:
         said, _ = process.communicate(timeout=30)
     own = f"{tmp_path}/cache/metier-"
     pid, triton, temporary, cuda, arguments = said.strip().split("|")
@@ -244,8 +244,10 @@ def test_the_rank_replaces_the_shell_that_sets_the_nodes_own_folders(tmp_path: P
 
 
 def test_a_variable_that_the_node_does_not_have_is_named(tmp_path: Path) -> None:
-    words = plan_command(slurm_run(cluster__local_path="$NOWHERE/x"), "training.worker", tmp_path)
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
+    config = slurm_run(cluster__local_path="$NOWHERE/x")
+    words = plan_command(config, "training.worker", tmp_path)
+    node = run_setup(plan_setup(config), tmp_path)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=node)
     assert done.returncode != 0
     assert "NOWHERE: unbound variable" in done.stderr
 
@@ -253,8 +255,10 @@ def test_a_variable_that_the_node_does_not_have_is_named(tmp_path: Path) -> None
 def test_a_rank_runs_where_the_nodes_own_disk_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = slurm_run(cluster__local_path=f"{tmp_path}/file", cluster__environment__python="/bin/echo")
-    done = subprocess.run(plan_command(config, "m", "p"), capture_output=True, text=True, check=True)
+    words, node = plan_command(config, "m", "p"), run_setup(plan_setup(config), tmp_path)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=node)
     assert done.stdout == "-m m p\n"
+    assert "file" in done.stderr
 
 
 def test_apptainer_shows_what_the_ranks_read_and_write() -> None:
