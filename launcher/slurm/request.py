@@ -142,6 +142,8 @@ def plan_setup(config: RunConfig) -> list[str]:
     for name in environment.modules:
         lines.append(f"module load {shlex.quote(name)} || exit 1")
     lines += environment.setup
+    if lines:
+        lines = ["set +u  # modules and conda were not written for it", *lines, "set -u"]
     variables = plan_variables(config)
     path = variables.pop("PYTHONPATH", None)
     if path is not None:

@@ -18,6 +18,7 @@ from launcher.slurm.request import (
     plan_srun,
     plan_variables,
 )
+from launcher.slurm.script import find_script_python
 from tests.cluster_case import slurm_run
 from training.errors import ConfigError
 from training.layout import RunLayout
@@ -172,6 +173,13 @@ def test_the_set_up_leaves_the_variables_as_they_were_said(tmp_path: Path) -> No
     assert told["PYTHONPATH"].endswith(str(Path.cwd().name))
 
 
+def test_lines_of_the_site_may_use_what_is_not_set_and_ours_may_not(tmp_path: Path) -> None:
+    config = slurm_run(cluster__environment__setup=["export LEFT=a$NOBODY_SET_THIS"])
+    assert run_setup(plan_setup(config), tmp_path)["LEFT"] == "a"
+    with pytest.raises(subprocess.CalledProcessError):
+        run_setup([*plan_setup(config), "echo $NOBODY_SET_THIS"], tmp_path)
+
+
 def test_a_module_that_is_missing_ends_the_job(tmp_path: Path) -> None:
     config = slurm_run(cluster__environment__modules=["nix"])
     with pytest.raises(subprocess.CalledProcessError) as raised:
@@ -288,6 +296,14 @@ def test_pyxis_is_told_by_srun_and_leaves_the_ranks_command_plain() -> None:
     assert {"PYTHONPATH", "PYTHONNOUSERSITE", "OMP_NUM_THREADS"} <= set(named)
     assert plan_command(config, "m", "p")[-4:] == ["python", "-m", "m", "p"]
     assert sys.executable not in plan_command(config, "m", "p")
+
+
+def test_the_jobs_script_does_not_look_for_the_images_python_outside_of_it() -> None:
+    mine = {"cluster__environment__python": "/opt/venv/bin/python"}
+    assert find_script_python(slurm_run(**mine)) == "/opt/venv/bin/python"
+    image = {"cluster__container__kind": "apptainer", "cluster__container__image": "/x.sif"}
+    assert find_script_python(slurm_run(**mine, **image)) == sys.executable
+    assert "/opt/venv/bin/python" in plan_command(slurm_run(**mine, **image), "m", "p")
 
 
 @pytest.mark.parametrize(
