@@ -105,3 +105,11 @@ def test_nodes_that_are_away_are_told_and_do_not_refuse_the_run(order: Order, tm
     (said,) = ask(cluster, tmp_path, {"cluster__nodes": 2})
     assert "1 of the 2 nodes of partition main that fit are down or drained" in said
     assert "Error" not in said
+
+
+def test_each_node_finds_the_interface_that_leads_to_the_head_node_also_the_head_itself(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    code = "from training.interface import find_interface; print(find_interface('node1'))"
+    words = ("srun", "-N2", "--nodelist=node1,node2", sys.executable, "-c", code)
+    assert cluster.run(*words, cwd=tmp_path, env=environment()).stdout.split() == ["eth0", "eth0"]
