@@ -68,6 +68,7 @@ def _alone(composed: Composed) -> Composed:
 def _submit(composed: Composed, *, follow: bool) -> Ending:
     # Slurm's side is imported for it alone.
     from launcher.slurm.follow import follow_run  # noqa: PLC0415
+    from launcher.slurm.login import check_and_say  # noqa: PLC0415
     from launcher.slurm.stages import describe_scripts, describe_stages, submit_stages  # noqa: PLC0415
 
     config = composed.config
@@ -77,6 +78,7 @@ def _submit(composed: Composed, *, follow: bool) -> Ending:
         training = describe_job(config, look_ahead(config, write=False) if not prepares else [])
         _say(describe_scripts(config, prepares=prepares, training=training))
         return Ending(exit_code=EXIT_OK, state="DRY RUN", step=None, line="")
+    check_and_say(config, "run")
     rows = submit_stages(config, prepares=prepares, after=composed.after)
     _say(describe_stages(rows, config))
     if follow:

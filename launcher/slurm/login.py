@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import tempfile
 from datetime import datetime
 from pathlib import Path
@@ -43,6 +44,17 @@ def check_slurm(config: RunConfig) -> list[str]:
         else:
             check_associations(cluster, associations)
     return notes
+
+
+def check_and_say(config: RunConfig, verb: str) -> None:
+    """Do ``check_slurm``, and print what it noted.
+
+    Raises:
+        ClusterError: There is no Slurm here, or it can never give what is asked for.
+        StorageError: The checkpoints do not fit on the disk.
+    """
+    for note in check_slurm(config):
+        sys.stderr.write(f"metier {verb}: note: {note}\n")
 
 
 def check_script(script: Path) -> str | None:

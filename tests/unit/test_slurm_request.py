@@ -324,6 +324,8 @@ def test_what_a_container_cannot_show_is_refused(changes: dict[str, Any], words:
     ("changes", "words"),
     [
         ({"cluster__slurm__time": 43200}, "in quotes"),
+        ({"cluster__slurm__time": 60}, "90:00 for 90 minutes"),
+        ({"cluster__slurm__time": True}, "cluster.slurm.time=true"),
         ({"cluster__slurm__time": "1:2"}, "as Slurm writes it"),
         ({"cluster__slurm__partition": "a b"}, "one word"),
         ({"cluster__slurm__memory": "4 GB"}, "a size such as 480G"),
@@ -337,3 +339,7 @@ def test_a_value_that_no_script_can_hold_is_one_line(changes: dict[str, Any], wo
         slurm_run(**changes)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_time_that_no_clock_reading_could_become_in_yaml_is_minutes() -> None:
+    assert slurm_run(cluster__slurm__time=59).cluster.slurm.time == "59"
