@@ -96,7 +96,8 @@ class SlurmConfig(Section):
     ) = Field(description="--constraint: features that the nodes must have, for instance a100&nvlink")
     reservation: Word | None = Field(description="--reservation")
     time: TimeLimit = Field(
-        description="--time of one job, as Slurm writes it: 30 (minutes), 12:00:00, 2-00:00:00. A run may take several"
+        description="--time of one job, as Slurm writes it: 30 (minutes), 12:00:00, 2-00:00:00. A run may "
+        "take several"
     )
     exclusive: bool = Field(description="--exclusive: no other job on the nodes")
     cpus_per_process: PositiveInt | None = Field(
