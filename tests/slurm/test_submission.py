@@ -13,7 +13,7 @@ from tests.slurm.jobs import submit, wait_until_ended
 SMALL = (
     "experiment=tiny_smoke",
     "cluster=slurm",
-    "cluster.slurm.time=5",
+    "cluster.slurm.time=5:00",
     "cluster.preflight.mode=off",
     "cluster.threads_per_process=1",
 )
