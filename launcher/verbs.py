@@ -135,10 +135,13 @@ def _train_here(config: RunConfig, node_rank: int | None) -> Ending:
 def _submit(config: RunConfig, after: str | None, *, follow: bool) -> Ending:
     # Slurm's side is imported for it alone.
     from launcher.slurm.follow import follow_run  # noqa: PLC0415
+    from launcher.slurm.login import check_slurm  # noqa: PLC0415
     from launcher.slurm.submit import say_submission, submit_run  # noqa: PLC0415
 
     check_prepared(config)
     look_ahead(config, write=True)
+    for note in check_slurm(config):
+        sys.stderr.write(f"metier train: note: {note}\n")
     job = submit_run(config, after=after)
     say_submission(config, job, after=after)
     if follow:

@@ -6,6 +6,9 @@ from pathlib import Path
 ASKED = "METIER_ASKED"
 """Environment variable by which the launcher tells the ranks when it was called, seconds since 1970."""
 
+START_MARK = "=== start "
+"""With these words each start begins in a rank's log."""
+
 
 def redone_beside(path: Path) -> Path:
     """Name the file for those lines of ``path`` whose steps were done again."""
@@ -64,6 +67,14 @@ class RunLayout:
     def heart(self, rank: int) -> Path:
         """The heart of one rank: step, phase, time, host."""
         return self.pulse / f"heart_{rank}.json"
+
+    def system(self, node: str) -> Path:
+        """What one node's processors, memory, disk, network and devices were at: JSON lines."""
+        return self.root / f"system_{node}.jsonl"
+
+    def system_files(self) -> list[Path]:
+        """List those of all nodes."""
+        return sorted(self.root.glob("system_*.jsonl"))
 
     @property
     def preflight(self) -> Path:

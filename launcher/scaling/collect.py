@@ -10,12 +10,22 @@ from launcher.scaling.figures import Row, Size, build_rows, find_knee
 from launcher.scaling.journal import Speed, choose_lines, find_speed, read_journal
 from launcher.scaling.record import Attempt, Experiment, ScaleLayout
 from launcher.scaling.sizes import Mode
+from training.layout import RunLayout
 
 FORMAT = 1
 """Of scale.json."""
 
-IsAlive = Callable[[str], bool]
-"""Whether a job is still waiting or running."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A run's newest job."""
+
+    number: str
+    alive: bool
+    """Whether it waits, runs or ends."""
+
+
+FindJob = Callable[[RunLayout], Job | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +47,9 @@ class Table:
     knee: Row | None
 
 
-def look_at(experiment: Experiment, layout: ScaleLayout, is_alive: IsAlive) -> list[Found]:
+def look_at(experiment: Experiment, layout: ScaleLayout, find_job: FindJob) -> list[Found]:
     """Read every run's own files."""
-    return [_look(attempt, experiment, layout, is_alive) for attempt in experiment.attempts]
+    return [_look(attempt, experiment, layout, find_job) for attempt in experiment.attempts]
 
 
 def build_tables(experiment: Experiment, found: Sequence[Found]) -> list[Table]:
@@ -82,24 +92,25 @@ def is_complete(layout: ScaleLayout, attempt: Attempt) -> bool:
     return _read_outcome(layout.run(attempt).outcome).get("state") == "COMPLETED"
 
 
-def _look(attempt: Attempt, experiment: Experiment, layout: ScaleLayout, is_alive: IsAlive) -> Found:
+def _look(attempt: Attempt, experiment: Experiment, layout: ScaleLayout, find_job: FindJob) -> Found:
     run = layout.run(attempt)
     outcome = _read_outcome(run.outcome)
     state = outcome.get("state")
+    job = find_job(run)
     speed, reason = None, None
     if attempt.refused:
         reason = attempt.refused
     elif state == "COMPLETED":
         speed = find_speed(choose_lines(read_journal(run.metrics), experiment.warmup))
         reason = None if speed else "it took no step beyond the warm-up"
-    elif attempt.job is not None and is_alive(attempt.job):
+    elif job is not None and job.alive:
         reason = None
     elif state == "FAILED":
         reason = _first_line(f"{outcome.get('error_class')}: {outcome.get('message')}")
     elif attempt.ended is not None:
         reason = attempt.ended
-    elif attempt.job is not None:
-        reason = f"job {attempt.job} is gone and the run is not complete; see `metier why {attempt.name}`"
+    elif job is not None:
+        reason = f"job {job.number} is gone and the run is not complete; see `metier why {attempt.name}`"
     return Found(attempt=attempt, speed=speed, reason=reason)
 
 

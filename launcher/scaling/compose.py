@@ -65,11 +65,10 @@ def compose_experiment(asked: Asked, tree: ConfigTree) -> Composition:
 
 
 def carry_over(experiment: Experiment, former: Experiment) -> Experiment:
-    """Take from an earlier call of the same command what it submitted, and when it began."""
+    """Take from an earlier call of the same command what became of its runs, and when it began."""
     known = {attempt.name: attempt for attempt in former.attempts}
     attempts = tuple(
-        replace(new, job=known[new.name].job, ended=known[new.name].ended) if new.name in known else new
-        for new in experiment.attempts
+        replace(new, ended=known[new.name].ended) if new.name in known else new for new in experiment.attempts
     )
     return replace(experiment, attempts=attempts, began=former.began)
 

@@ -1,8 +1,8 @@
 """From the speeds of single runs to the table: efficiency with its spread, a step's parts, the knee. Pure.
 
-A size's number is the median over its repeats. Speed-up S = T_n / T_b and efficiency E = S / (d_n / d_b), where
-T are the tokens per second of the whole size, d its devices, b the smallest size that was measured. One formula
-for strong and weak scaling, because T already counts the larger batch.
+A size's number is the median over its repeats. Speed-up S = T_n / T_b, efficiency E = S / (d_n / d_b), where
+T are the tokens per second of the whole size, d its devices, b the smallest size that was measured. It serves
+strong and weak scaling, because T already counts the larger batch.
 """
 
 from collections.abc import Sequence

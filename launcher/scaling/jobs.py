@@ -1,23 +1,87 @@
-"""Under Slurm: every run is a job of its own."""
+"""Under Slurm: every run of an experiment is a job; as many at the same time as array_limit says."""
 
+import sys
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 
+from launcher.checks import check_prepared, look_ahead
 from launcher.compose import Composed
-from launcher.scaling.record import Experiment, ScaleLayout
+from launcher.scaling.collect import is_complete
+from launcher.scaling.record import Attempt, Experiment, ScaleLayout, write_experiment
+from launcher.slurm.call import SlurmAwayError
+from launcher.slurm.journal import newest_job, read_journal
+from launcher.slurm.submit import find_job_state, submit_run
+from training.errors import MetierError
+from training.layout import RunLayout
+
+_ASK_EVERY_SECONDS = 5.0
 
 
 def submit_all(
     experiment: Experiment, runs: Mapping[str, Composed], layout: ScaleLayout, *, again: bool
 ) -> Experiment:
-    """Submit what was not submitted yet."""
-    raise NotImplementedError
+    """Submit what was never submitted; what Slurm refuses is noted, and the next one is submitted.
+
+    Args:
+        experiment: The experiment.
+        runs: Its runs, by name.
+        layout: Its files.
+        again: Also what has failed.
+    """
+    alive = [job for each in experiment.attempts if (job := find_alive(layout.run(each)))]
+    for attempt in experiment.attempts:
+        run = layout.run(attempt)
+        had = newest_job(read_journal(run.jobs)) is not None
+        if attempt.name not in runs or is_complete(layout, attempt) or find_alive(run) or (had and not again):
+            continue
+        config = runs[attempt.name].config
+        limit = config.cluster.slurm.array_limit
+        try:
+            check_prepared(config)
+            look_ahead(config, write=True)
+            job = submit_run(config, behind=alive[-limit] if len(alive) >= limit else None)
+        except SlurmAwayError:
+            raise
+        except MetierError as error:
+            ended: str | None = str(error)
+            sys.stderr.write(f"metier scale: {attempt.name}: {error}\n")
+        else:
+            ended = None
+            alive.append(job)
+            sys.stdout.write(f"job {job}  {attempt.name}\n")
+            sys.stdout.flush()
+        experiment = experiment.with_attempt(replace(attempt, ended=ended))
+        write_experiment(layout, experiment)
+    return experiment
 
 
-def is_alive(job: str) -> bool:
-    """Whether Slurm still has the job."""
-    raise NotImplementedError
+def find_alive(run: RunLayout) -> str | None:
+    """Find the job of a run that waits, runs or ends; None when there is none."""
+    job = newest_job(read_journal(run.jobs))
+    return job if job is not None and find_job_state(job) is not None else None
+
+
+def was_submitted(run: RunLayout) -> bool:
+    """Whether a run ever had a job."""
+    return newest_job(read_journal(run.jobs)) is not None
 
 
 def wait_for_all(experiment: Experiment, layout: ScaleLayout) -> None:
-    """Return when no run's job is left."""
-    raise NotImplementedError
+    """Return when no run's job is left; Ctrl-C leaves the jobs alone."""
+    left = {attempt.name: attempt for attempt in experiment.attempts if was_submitted(layout.run(attempt))}
+    while left:
+        for attempt in list(left.values()):
+            if _has_ended(attempt, layout):
+                del left[attempt.name]
+                sys.stdout.write(f"{attempt.name} has ended, {len(left)} to come\n")
+                sys.stdout.flush()
+        if left:
+            time.sleep(_ASK_EVERY_SECONDS)
+
+
+def _has_ended(attempt: Attempt, layout: ScaleLayout) -> bool:
+    try:
+        return find_alive(layout.run(attempt)) is None
+    except SlurmAwayError:
+        return False  # the jobs go on without their controller

@@ -32,10 +32,7 @@ class Attempt:
     """Why it was never started."""
 
     ended: str | None = None
-    """How a start that this command has waited for ended without being complete."""
-
-    job: str | None = None
-    """The scheduler's number."""
+    """Why it could not be submitted, or how a start here ended without being complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.commands import merge_environment, package_variables
-from launcher.scaling.collect import Found, IsAlive, Table, build_tables, describe, look_at
+from launcher.scaling.collect import Found, Job, Table, build_tables, describe, look_at
 from launcher.scaling.compose import Composition, carry_over, compose_experiment
 from launcher.scaling.hosts import print_commands
-from launcher.scaling.jobs import is_alive, submit_all, wait_for_all
+from launcher.scaling.jobs import submit_all, wait_for_all
 from launcher.scaling.local import drop_checkpoints, run_one_after_another
 from launcher.scaling.page import build_page
 from launcher.scaling.record import Experiment, ScaleLayout, read_experiment, write_experiment
 from launcher.scaling.sizes import read_words
 from launcher.scaling.words import NOTES, say_knee, say_table
+from launcher.slurm.journal import newest_job, read_journal
+from launcher.slurm.submit import find_job_state
 from launcher.tools import Words, refuse_flags
 from training.errors import EXIT_FAILED, EXIT_OK, ConfigError
 from training.files import hold_lock, write_json, write_text
+from training.layout import RunLayout
 
 _STOPPED = 130  # what a shell says after Ctrl-C
 
@@ -29,8 +32,8 @@ metier scale collect NAME [run_root=runs]
 
 Trains the same for a few steps at every size and says what more devices are worth: tokens per second,
 efficiency, MFU, where a step's time goes, memory, device-hours per billion tokens, and up to which size it
-pays (the knee). Writes run_root/NAME.scale: scale.json, scale.png, scale.html; each run has a folder of its own,
-run_root/NAME.scale-MODE-SIZE-REPEAT.
+pays (the knee). Writes run_root/NAME.scale: scale.json, scale.png, scale.html; each run has a folder of its
+own, run_root/NAME.scale-MODE-SIZE-REPEAT.
 
   nodes, processes   what grows: machines, or processes (GPUs) on each; the other one stays as cluster.* says
   mode               strong: the same global batch; weak: the same batch per device, so the global batch is
@@ -41,7 +44,8 @@ run_root/NAME.scale-MODE-SIZE-REPEAT.
 
 Here the runs follow one another. Under Slurm each is a job: the command submits them and returns; the same
 command again, or `metier scale collect NAME`, shows what is done. With cluster=torchrun it prints the
-commands for the hosts. A size that fails is reported with its reason and leaves the others standing; exit code 1.
+commands for the hosts. A size that fails is reported with its reason and leaves the others standing; the exit
+code is then 1.
 
   --wait             under Slurm: stay until all have ended
   --again            under Slurm: submit those that failed once more
@@ -101,8 +105,7 @@ def _collect(words: Sequence[str], *, wait: bool) -> int:
 
 
 def _publish(experiment: Experiment, layout: ScaleLayout) -> int:
-    alive: IsAlive = is_alive if experiment.kind == "slurm" else lambda _: False
-    found = look_at(experiment, layout, alive)
+    found = look_at(experiment, layout, _find_job if experiment.kind == "slurm" else lambda _: None)
     drop_checkpoints(experiment, layout)
     tables = build_tables(experiment, found)
     write_json(layout.table, describe(experiment, tables, found))
@@ -111,6 +114,11 @@ def _publish(experiment: Experiment, layout: ScaleLayout) -> int:
     _say(experiment, tables, found, layout)
     failed = any(row.state == "failed" for table in tables for row in table.rows)
     return EXIT_FAILED if failed else EXIT_OK
+
+
+def _find_job(run: RunLayout) -> Job | None:
+    job = newest_job(read_journal(run.jobs))
+    return Job(number=job, alive=find_job_state(job) is not None) if job is not None else None
 
 
 def _draw(layout: ScaleLayout) -> bytes | None:

@@ -12,6 +12,7 @@ from launcher.seeing.here import find_ranks, is_rank
 from launcher.seeing.runs import RUN_ROOT, find_run, split_words
 from launcher.seeing.slurm import JobView, ask, ask_jobs
 from launcher.seeing.state import RunView, look_at
+from launcher.slurm.facts import BY_USER
 from launcher.tools import Words, refuse_flags
 from training.errors import EXIT_FAILED, EXIT_OK, ClusterError, ConfigError
 from training.files import write_text
@@ -76,10 +77,11 @@ def stop_run(view: RunView, trouble: str, *, now: bool) -> list[str]:
 
 
 def say_who() -> str:
-    """Write who asks, and when: the text of the wish."""
+    """Write who asks, and when: by its first word the job's script knows a person's wish from its own."""
+    name = str(os.getuid())
     with contextlib.suppress(KeyError, OSError):
-        return f"{getpass.getuser()}@{os.uname().nodename} {time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n"
-    return f"{os.getuid()}@{os.uname().nodename} {time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n"
+        name = getpass.getuser()
+    return f"{BY_USER}{name}@{os.uname().nodename} {time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n"
 
 
 def _stop_job(job: JobView, *, now: bool) -> list[str]:

@@ -13,6 +13,7 @@ from launcher.slurm.request import (
     find_processes_per_node,
     plan_command,
     plan_directives,
+    plan_look_srun,
     plan_setup,
     plan_srun,
 )
@@ -56,7 +57,7 @@ def write_script(config: RunConfig, layout: RunLayout, runs: Sequence[RunLayout]
         preflight=""
         if cluster.preflight.mode == "off"
         else _in_run(plan_command(config, "training.preflight", _RUN)),
-        srun_all=shlex.join([*everywhere, *further]),
+        srun_all=shlex.join([*everywhere, *plan_look_srun(config)]),
         srun=shlex.join([*shape, *further]),
         worker=_in_run(plan_command(config, "training.worker", _RUN)),
     )

@@ -19,12 +19,13 @@ from training.layout import RunLayout
 _ATTEMPTS = 3
 
 
-def submit_run(config: RunConfig, *, after: str | None = None) -> str:
+def submit_run(config: RunConfig, *, after: str | None = None, behind: str | None = None) -> str:
     """Submit a run, or let it go on, and give the job's id.
 
     Args:
         config: The run; ``run.json`` is written where it is missing.
         after: A job, by number, or a run, by name, that must have ended well before.
+        behind: A job, by number, that must have ended before, no matter how.
 
     Raises:
         ClusterError: A job of this run waits or runs already, or Slurm refuses it.
@@ -36,7 +37,7 @@ def submit_run(config: RunConfig, *, after: str | None = None) -> str:
     freeze_run(config)
     prepare_script(config, layout)
     layout.stop_request.unlink(missing_ok=True)
-    job = submit([*wait_for(dependency), str(layout.job_script)])
+    job = submit([*wait_for(dependency, behind), str(layout.job_script)])
     append_line(layout.jobs, "submitted", job=job, after=dependency, nodes=config.cluster.nodes)
     return job
 
@@ -53,9 +54,15 @@ def prepare_script(config: RunConfig, layout: RunLayout) -> None:
     layout.job_script.chmod(0o755)
 
 
-def wait_for(job: str | None) -> list[str]:
-    """Give sbatch's options by which a job begins when another has ended well, and is cancelled else."""
-    return [f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes"] if job else []
+def wait_for(job: str | None, behind: str | None = None) -> list[str]:
+    """Give sbatch's options by which a job begins when ``job`` has ended well, and is cancelled else.
+
+    It also waits until ``behind`` has ended, no matter how.
+    """
+    waits = [f"afterok:{job}"] if job else []
+    waits += [f"afterany:{behind}"] if behind else []
+    options = [f"--dependency={','.join(waits)}"] if waits else []
+    return [*options, "--kill-on-invalid-dep=yes"] if job else options
 
 
 def submit(words: Sequence[str]) -> str:

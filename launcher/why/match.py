@@ -29,7 +29,9 @@ class Candidate:
     """The first line of each place in which a sign was found."""
 
 
-def rank_causes(causes: Iterable[Cause], facts: Sequence[Fact], *, only_harmless: bool = False) -> list[Candidate]:
+def rank_causes(
+    causes: Iterable[Cause], facts: Sequence[Fact], *, only_harmless: bool = False
+) -> list[Candidate]:
     """Find the causes whose signs are there, the likeliest first.
 
     Causes outweigh what follows from them by their weight in the catalogue; of two of the same weight the one

@@ -39,7 +39,11 @@ def list_starts(run: RunFacts) -> list[Start]:
         if not path.stem.isdecimal():
             continue
         count, claim = int(path.stem), read_object(path)
-        steps = [step for line in lines if line.get("incarnation") == count and (step := whole_number(line, "step"))]
+        steps = [
+            step
+            for line in lines
+            if line.get("incarnation") == count and (step := whole_number(line, "step"))
+        ]
         starts.append(
             Start(
                 number=count,

@@ -50,16 +50,18 @@ class Cluster:
 
     def words(self, *words: str, on: str = LOGIN, folder: Path | None = None) -> list[str]:
         """Give the command line that runs another one on a host, in a folder (by default this one)."""
-        words = ("env", f"SLURM_CONF={self.settings.slurm_conf}", *words)
+        # The folder is entered on the host itself: else the way there would lead through this one's mounts.
+        place = f"--chdir={folder or Path.cwd()}"
+        words = ("env", place, f"SLURM_CONF={self.settings.slurm_conf}", *words)
         if not self.settings.namespaces:
             return list(words)
         first = supervisor_pid(self.root)
         if first is None:
             raise FaultyClusterError(f"the cluster of {self.root} is not up")
         if on != LOGIN:
-            words = (*_enter(self._first(on), folder), *words)
+            words = (*_enter(self._first(on)), *words)
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        return [*_enter(first, folder), *user, *words]
+        return [*_enter(first), *user, *words]
 
     def run(
         self,
@@ -208,8 +210,8 @@ def supervisor_pid(root: Path) -> int | None:
     return None
 
 
-def _enter(pid: int, folder: Path | None) -> tuple[str, ...]:
-    return ("nsenter", "-t", str(pid), "-m", "-u", "-n", "-i", "-p", f"--wd={folder or Path.cwd()}")
+def _enter(pid: int) -> tuple[str, ...]:
+    return ("nsenter", "-t", str(pid), "-m", "-u", "-n", "-i", "-p")
 
 
 def clean_environment(environment: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Faults of trainings, provoked for real on this machine; some need root, for a small disk or another user."""
+"""Faults of trainings, provoked for real here; some need root, for a small disk or another user."""
 
 import contextlib
 import os
@@ -87,7 +87,12 @@ def peer_lost(work: Work) -> None:
     half_a_run(work)
     with listening_port() as port:
         pass
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     before = work.steps()
     ranks = [
         subprocess.Popen(
@@ -214,9 +219,7 @@ def wandb_no_key(work: Work) -> None:
 
 
 def wandb_unreachable(work: Work) -> None:
-    work.metier(
-        "train", *TWO, "tracker=online", WANDB_API_KEY=FAKE_KEY, WANDB_BASE_URL="http://127.0.0.1:9"
-    )
+    work.metier("train", *TWO, "tracker=online", WANDB_API_KEY=FAKE_KEY, WANDB_BASE_URL="http://127.0.0.1:9")
 
 
 def checkpoint_missing(work: Work) -> None:
@@ -263,11 +266,11 @@ def listening_port() -> Iterator[int]:
 @contextlib.contextmanager
 def small_disk(folder: Path, options: str) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
+    subprocess.run(["/usr/bin/mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        subprocess.run(["/usr/bin/umount", "-l", str(folder)], check=True)
 
 
 def save_run(work: Work) -> None:

@@ -1,7 +1,7 @@
 """Provokes faults for real and keeps what they leave: ``python -m tests.why.record [CASE...]``.
 
-The folder's name is the cause that `metier why` has to find; nobody writes these files by hand. Cases that need
-root or Slurm are left as they are where there is none.
+The folder's name is the cause that `metier why` has to find; nobody writes these files by hand. Some need
+root, some the test cluster; a fault that cannot be provoked leaves its case as it is.
 """
 
 import os
@@ -22,7 +22,8 @@ BASE = Path(tempfile.gettempdir()) / f"metier-why-{os.getuid()}"
 def main() -> int:
     """Record the cases that were named, or all; say which could not be."""
     known: dict[str, Callable[[Work], None]] = {
-        case.__name__: case for case in (*commands.CASES, *faults.CASES, *slurm_faults.CASES)
+        **{case.__name__: case for case in (*commands.CASES, *faults.CASES)},
+        **slurm_faults.CASES,
     }
     names = sys.argv[1:] or list(known)
     prepare_once()
@@ -34,7 +35,7 @@ def main() -> int:
             try:
                 known[name](work)
                 record(work, CASES / name)
-            except Exception as error:  # noqa: BLE001 - the others are recorded all the same
+            except Exception as error:
                 failed.append(name)
                 print(f"failed: {type(error).__name__}: {error}")
                 continue
