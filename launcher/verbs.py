@@ -89,6 +89,18 @@ def check_training(config: RunConfig, node_rank: int | None = None) -> None:
     check_same_run(config)
 
 
+def check_site(verb: str, config: RunConfig) -> None:
+    """Refuse what Slurm or its nodes would refuse, as far as a login node can know; say what may go wrong.
+
+    Raises:
+        MetierError: In one line.
+    """
+    from launcher.slurm.login import check_slurm  # noqa: PLC0415
+
+    for note in check_slurm(config):
+        sys.stderr.write(f"metier {verb}: note: {note}\n")
+
+
 def submit_jobs(runs: Sequence[Composed], name: str) -> Ending:
     """Submit the trainings of a sweep as one job array.
 
@@ -111,6 +123,7 @@ def submit_jobs(runs: Sequence[Composed], name: str) -> Ending:
         return _say(
             f"dry run: nothing is written, nothing is started\n\nThe script, {folder.job_script}\n{script}"
         )
+    check_site("train", configs[0])
     rows = submit_sweep(configs, name, after=runs[0].after)
     sys.stdout.write(describe_sweep(rows, configs[0]))
     return Ending(exit_code=EXIT_OK, state="SUBMITTED", step=None, line="")
@@ -135,13 +148,11 @@ def _train_here(config: RunConfig, node_rank: int | None) -> Ending:
 def _submit(config: RunConfig, after: str | None, *, follow: bool) -> Ending:
     # Slurm's side is imported for it alone.
     from launcher.slurm.follow import follow_run  # noqa: PLC0415
-    from launcher.slurm.login import check_slurm  # noqa: PLC0415
     from launcher.slurm.submit import say_submission, submit_run  # noqa: PLC0415
 
     check_prepared(config)
     look_ahead(config, write=True)
-    for note in check_slurm(config):
-        sys.stderr.write(f"metier train: note: {note}\n")
+    check_site("train", config)
     job = submit_run(config, after=after)
     say_submission(config, job, after=after)
     if follow:
