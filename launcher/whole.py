@@ -1,5 +1,6 @@
 """`metier run`: from the documents to the report and the exported model, in one command."""
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -17,12 +18,15 @@ from training.errors import EXIT_OK, ClusterError, ConfigError, DataError, Model
 VERBS = ("prepare", "train", "evaluate", "export")
 
 
-def run_whole(composed: Composed, overridden: Sequence[str], *, follow: bool = False) -> Ending:
+def run_whole(
+    composed: Composed, overridden: Sequence[str], typed: Sequence[str], *, follow: bool = False
+) -> Ending:
     """Do everything that a run needs, here or as jobs that wait for each other.
 
     Args:
         composed: The run.
         overridden: The dotted paths that the command line set.
+        typed: What was typed after the verb, to be shown.
         follow: Under Slurm: stay until the training ends, and show its log.
 
     Raises:
@@ -39,14 +43,14 @@ def run_whole(composed: Composed, overridden: Sequence[str], *, follow: bool = F
     if follow or composed.after:
         word = "--follow" if follow else f"after={composed.after}"
         raise ConfigError(f"{word} goes with a Slurm cluster, as cluster=slurm; this one is {cluster.kind}")
-    return _run_here(composed, overridden)
+    return _run_here(composed, overridden, typed)
 
 
-def _run_here(composed: Composed, overridden: Sequence[str]) -> Ending:
+def _run_here(composed: Composed, overridden: Sequence[str], typed: Sequence[str]) -> Ending:
     seconds: dict[str, float] = {}
     ending = Ending(exit_code=EXIT_OK, state="COMPLETED", step=None, line="")
     for verb in VERBS:
-        _say(f"\n$ metier {verb}  {composed.config.name}\n")
+        _say(f"\n$ metier {verb} {shlex.join(typed)}\n")
         started = time.monotonic()
         ending = run_verb(verb, _alone(composed) if verb == "prepare" else composed, overridden)
         seconds[verb] = time.monotonic() - started
