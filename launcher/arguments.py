@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.tools import TOOLS
+from launcher.tools import TOOLS, VALUED
 from training.config.names import nearest
 from training.errors import ConfigError
 
@@ -12,7 +12,7 @@ COMPOSED_VERBS = ("prepare", "audit", "train", "evaluate", "export")
 """Verbs that take KEY=VALUE and compose a configuration."""
 
 VERBS = (*COMPOSED_VERBS, *TOOLS)
-_FLAGS = ("--help", "--version", "--multirun", "--follow", "--cfg", "--config-dir")
+_FLAGS = ("--help", "--version", "--multirun", "--follow", "--cfg", "--config-dir", "--node-rank")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,9 @@ class Arguments:
     show_version: bool
     show_config: bool
     follow: bool
+    node_rank: int | None
+    """Of a host that starts its share of a training: its number."""
+
     config_dir: Path | None
     tool_flags: tuple[tuple[str, str], ...]
     """Flags of a verb that reads its own words, with what followed their ``=``."""
@@ -41,6 +44,7 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
     overrides: list[str] = []
     switches: set[str] = set()
     config_dir: Path | None = None
+    node_rank: int | None = None
     tool_flags: list[tuple[str, str]] = []
     rest = iter(words)
     for word in rest:
@@ -51,7 +55,9 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
             case "-cd" | "--config-dir":
                 config_dir = Path(value or _value_of(flag, rest))
             case _ if word.startswith("-") and verb in TOOLS:
-                tool_flags.append((flag, value))
+                tool_flags.append((flag, value or (_value_of(flag, rest) if flag in VALUED else "")))
+            case "--node-rank" if verb == "train":
+                node_rank = _read_number(flag, value or next(rest, ""))
             case "-f" | "--follow":
                 switches.add("--follow")
             case "-c" | "--cfg":
@@ -71,6 +77,7 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
         show_version="--version" in switches,
         show_config="--cfg" in switches,
         follow="--follow" in switches,
+        node_rank=node_rank,
         config_dir=config_dir,
         tool_flags=tuple(tool_flags),
     )
@@ -89,14 +96,23 @@ def _check_cfg(value: str) -> None:
         raise ConfigError(f"--cfg {value or '(nothing)'}: wanted --cfg job")
 
 
+def _read_number(flag: str, value: str) -> int:
+    if not value.isdecimal():
+        raise ConfigError(f"{flag}={value or '(nothing)'}: wanted this host's number, 0 for the first")
+    return int(value)
+
+
 def _value_of(flag: str, rest: Iterator[str]) -> str:
     value = next(rest, "")
     if not value:
-        raise ConfigError(f"{flag} needs a folder after it")
+        what = "a value" if flag in VALUED else "a folder"
+        raise ConfigError(f"{flag} needs {what} after it")
     return value
 
 
 def _unknown_flag(flag: str) -> str:
+    if flag == "--node-rank":
+        return "--node-rank is for `metier train` alone, after the verb"
     if flag == "--dry-run":
         return "--dry-run is not a flag; write dry_run=true"
     return f"{flag} is not a flag{nearest(flag, _FLAGS)}; a setting is written without dashes, KEY=VALUE"

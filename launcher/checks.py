@@ -22,12 +22,12 @@ _FOUR = 4
 
 
 def check_devices(cluster: ClusterConfig, devices: Path = _DEVICES) -> None:
-    """Refuse a local start that asks for more GPUs than this machine has.
+    """Refuse a start on this machine that asks for more GPUs than it has.
 
     Raises:
         ClusterError: There are fewer.
     """
-    if cluster.gpus_per_node == 0 or cluster.nodes > 1:
+    if cluster.gpus_per_node == 0 or cluster.kind == "slurm":
         return
     # Windows' Linux (dxg) and AMD (kfd) show no such files: the worker finds out there.
     if (devices / "dxg").exists() or (devices / "kfd").exists():
@@ -46,13 +46,13 @@ def check_devices(cluster: ClusterConfig, devices: Path = _DEVICES) -> None:
 
 
 def check_swap_folder(config: RunConfig) -> None:
-    """Refuse a folder to swap into that is not there, where this machine is the only node.
+    """Refuse a folder to swap into that is not there, where this machine is one of the nodes.
 
     Raises:
         ClusterError: It is missing, or may not be written to.
     """
     path = config.strategy.nvme_path
-    if not config.strategy.swaps_to_disk or path is None or config.cluster.nodes > 1:
+    if not config.strategy.swaps_to_disk or path is None or config.cluster.kind == "slurm":
         return
     if not (Path(path).is_dir() and os.access(path, os.W_OK)):
         raise ClusterError(
@@ -137,7 +137,7 @@ def look_ahead(config: RunConfig, *, write: bool) -> list[str]:
         notes.append(f"the corpus, which `metier prepare` has still to make (data.path={config.data.path})")
     else:
         # With numpy, a third of the time of a dry run.
-        from training.preflight import check_corpus  # noqa: PLC0415
+        from training.ahead import check_corpus  # noqa: PLC0415
 
         notes += check_corpus(config, write=write)
     return notes

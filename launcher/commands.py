@@ -9,24 +9,31 @@ from pathlib import Path
 from training.batch import find_world_size
 from training.config.cluster import ClusterConfig
 from training.config.schema import RunConfig
+from training.fence import newest_incarnation
 from training.layout import RunLayout
 
 _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 _GRACE_SECONDS = "120"
 
 
-def torchrun_command(config: RunConfig, run_directory: Path) -> list[str]:
-    """Give the command that starts this host's share of the run: the same on every host."""
-    cluster = config.cluster
-    if cluster.nodes == 1:
-        rendezvous = ["--standalone"]
-    else:
-        rendezvous = [
-            f"--nnodes={cluster.nodes}",
-            "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={cluster.head_address}:{cluster.head_port}",
-            f"--rdzv-id={config.name}",
-        ]
+def torchrun_command(config: RunConfig, run_directory: Path, node_rank: int | None = None) -> list[str]:
+    """Give the command that starts a host's share of the run.
+
+    Args:
+        config: The run.
+        run_directory: Its folder, the same one on all hosts.
+        node_rank: The host's number, where hosts are told their numbers.
+    """
+    cluster, layout = config.cluster, RunLayout(run_directory)
+    rendezvous = ["--standalone"]
+    if cluster.nodes > 1:
+        # An agent of an earlier start that still lives on some host must not be met.
+        start = f"{config.name}.{newest_incarnation(layout.incarnations) + 1}"
+        rendezvous = [f"--nnodes={cluster.nodes}", *_meeting(cluster, node_rank), f"--rdzv-id={start}"]
+        # A stop means: finish the step and save, whichever way it is asked for.
+        rendezvous.append("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    if cluster.elastic_restarts:
+        rendezvous.append(f"--max-restarts={cluster.elastic_restarts}")
     return [
         sys.executable,
         "-m",
@@ -34,10 +41,26 @@ def torchrun_command(config: RunConfig, run_directory: Path) -> list[str]:
         *rendezvous,
         f"--nproc-per-node={_processes_per_node(cluster)}",
         # Else each start leaves a folder behind in the system's temporary one.
-        f"--log-dir={RunLayout(run_directory).torchrun}",
+        f"--log-dir={layout.torchrun}",
         "-m",
         "training.worker",
         str(run_directory),
+    ]
+
+
+def _meeting(cluster: ClusterConfig, node_rank: int | None) -> list[str]:
+    seconds = cluster.timeout_seconds
+    if cluster.rendezvous == "c10d":
+        return [
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={cluster.head_address}:{cluster.head_port}",
+            f"--rdzv-conf=join_timeout={seconds},read_timeout={seconds}",
+        ]
+    return [
+        f"--node-rank={node_rank or 0}",
+        f"--master-addr={cluster.head_address}",
+        f"--master-port={cluster.head_port}",
+        f"--rdzv-conf=timeout={seconds}",
     ]
 
 
@@ -66,7 +89,13 @@ def child_variables(cluster: ClusterConfig, cores: int, *, processes: int) -> di
         # Threads that wait by spinning starve each other where cores are shared (python -m
         # tests.benchmarks.precision --busy 1 shows it).
         variables["OMP_WAIT_POLICY"] = "PASSIVE"
-    return variables | package_variables()
+    if cluster.nodes > 1:
+        # Else torchrun's restart after a lost rank fails (pytorch issues 135712 and 108158): workers would
+        # meet in the store of the agent, which still holds the addresses of those that are gone.
+        variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        if cluster.network.interface:
+            variables["GLOO_SOCKET_IFNAME"] = variables["NCCL_SOCKET_IFNAME"] = cluster.network.interface
+    return variables | package_variables() | cluster.environment.variables
 
 
 def package_variables() -> dict[str, str]:

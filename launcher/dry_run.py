@@ -23,8 +23,7 @@ def describe_training(config: RunConfig, unseen: Sequence[str]) -> str:
         config: The run.
         unseen: What could not be looked at, in words.
     """
-    command = show_command(torchrun_command(config, find_layout(config).root), training_variables(config))
-    return _describe(config, unseen, f"{_where(config.cluster)}\n{command}\n")
+    return _describe(config, unseen, describe_hosts(config))
 
 
 def describe_job(config: RunConfig, unseen: Sequence[str]) -> str:
@@ -63,8 +62,21 @@ def describe_command(command: Sequence[str]) -> str:
 
 def describe_hosts(config: RunConfig) -> str:
     """Give the command that is to be run on each host."""
-    command = show_command(torchrun_command(config, find_layout(config).root), training_variables(config))
-    return f"{_where(config.cluster)}\n{command}\n"
+    cluster, root, variables = config.cluster, find_layout(config).root, training_variables(config)
+    if cluster.nodes == 1:
+        return f"Command\n{show_command(torchrun_command(config, root), variables)}\n"
+    where = (
+        f"hosts, the first of them {cluster.head_address}, in the same folder on a shared disk "
+        "(`metier train` runs it)"
+    )
+    if cluster.rendezvous == "c10d":
+        command = show_command(torchrun_command(config, root), variables)
+        return f"On each of the {cluster.nodes} {where}\n{command}\n"
+    commands = (
+        f"node {rank}: {show_command(torchrun_command(config, root, rank), variables)}\n"
+        for rank in range(cluster.nodes)
+    )
+    return f"On the {cluster.nodes} {where}\n{''.join(commands)}"
 
 
 def _batch_in_words(plan: BatchPlan, max_steps: int) -> str:
@@ -118,15 +130,6 @@ def _schedule_in_words(config: RunConfig) -> str:
 
 def _list(unseen: Sequence[str]) -> str:
     return "\n".join(f"  - {each}" for each in [*unseen, _LEFT_TO_THE_RANKS])
-
-
-def _where(cluster: ClusterConfig) -> str:
-    if cluster.nodes == 1:
-        return "Command"
-    return (
-        f"On each of the {cluster.nodes} hosts, the first of them {cluster.head_address}, "
-        "in the same folder on a shared disk"
-    )
 
 
 def _count(number: int, one: str, many: str = "") -> str:

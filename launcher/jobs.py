@@ -18,7 +18,13 @@ _HEAD: Row = ("job", "state", "step", "time")
 
 
 def run_jobs(
-    verb: str, overrides: Sequence[str], tree: ConfigTree, *, multirun: bool, follow: bool = False
+    verb: str,
+    overrides: Sequence[str],
+    tree: ConfigTree,
+    *,
+    multirun: bool,
+    follow: bool = False,
+    node_rank: int | None = None,
 ) -> int:
     """Compose and check all jobs, then run them; stop at the first that does not complete.
 
@@ -32,7 +38,8 @@ def run_jobs(
     runs = [compose_run(job.overrides, tree, job.suffix) for job in jobs]
     _check_names(runs)
     if not multirun:
-        return run_verb(verb, runs[0], overridden_paths(jobs[0].overrides, tree), follow=follow).exit_code
+        overridden = overridden_paths(jobs[0].overrides, tree)
+        return run_verb(verb, runs[0], overridden, follow=follow, node_rank=node_rank).exit_code
 
     rows: list[Row] = []
     code = EXIT_OK
@@ -41,7 +48,7 @@ def run_jobs(
         sys.stdout.write(f"[{number}/{len(jobs)}] {name}\n")
         sys.stdout.flush()
         started = time.monotonic()
-        ending = _run_job(verb, job, run, tree)
+        ending = _run_job(verb, job, run, tree, node_rank)
         rows.append((name, ending.state, str(ending.step or ""), f"{time.monotonic() - started:.0f} s"))
         code = ending.exit_code
         if code != EXIT_OK or ending.state == "STOPPED":
@@ -66,9 +73,9 @@ def show_configs(overrides: Sequence[str], tree: ConfigTree, *, multirun: bool) 
     return EXIT_OK
 
 
-def _run_job(verb: str, job: Job, run: Composed, tree: ConfigTree) -> Ending:
+def _run_job(verb: str, job: Job, run: Composed, tree: ConfigTree, node_rank: int | None) -> Ending:
     try:
-        return run_verb(verb, run, overridden_paths(job.overrides, tree))
+        return run_verb(verb, run, overridden_paths(job.overrides, tree), node_rank=node_rank)
     except MetierError as error:
         raise type(error)(f"job {run.config.name}: {error}") from error
 

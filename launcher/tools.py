@@ -11,10 +11,20 @@ from training.errors import ConfigError
 
 TOOLS = {
     "checkpoints": ("launcher.checkpoints", "list, verify, prune or convert what a run has saved"),
+    "status": ("launcher.seeing.status", "what every run is at: state, step, loss, speed, time left"),
+    "watch": ("launcher.seeing.watch", "look on while a run trains, over its restarts"),
+    "logs": ("launcher.seeing.logs", "what the ranks of a run, or a job, have said"),
+    "stop": ("launcher.seeing.stop", "let a run save and end"),
+    "why": ("launcher.why.why", "why a run ended, and what to do"),
+    "sync": ("launcher.seeing.sync", "send to Weights & Biases what a run has not sent yet"),
     "scale": ("launcher.scaling.verb", "train briefly at several sizes: what more devices are worth"),
     "drill": ("launcher.drill.verb", "interrupt a tiny run and prove that it goes on bit for bit"),
+    "cluster": ("launcher.clusters", "write a cluster's configuration from what its Slurm says, or show it"),
 }
 """Verb: its module, and what it is for."""
+
+VALUED = frozenset({"--rank", "--job", "--lines", "--log", "--partition", "--every"})
+"""Flags of these verbs that a value follows, with ``=`` or as the next word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

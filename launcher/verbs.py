@@ -10,6 +10,7 @@ from launcher.checks import check_devices, check_model, check_prepared, check_sw
 from launcher.commands import child_variables, count_cores, merge_environment, module_command
 from launcher.compose import Composed
 from launcher.dry_run import describe_command, describe_hosts, describe_job, describe_training
+from launcher.hosts import check_cluster, explain_numbers, find_share, join_run
 from launcher.local import Ending, train_here
 from launcher.processes import run_here
 from launcher.run_directory import check_same_run, find_layout, freeze_run, recall_run
@@ -27,7 +28,14 @@ _RUN_MODULES = {"evaluate": "training.evaluation", "export": "training.export"}
 """Verbs that look at a run that was trained."""
 
 
-def run_verb(verb: str, composed: Composed, overridden: Sequence[str], *, follow: bool = False) -> Ending:
+def run_verb(
+    verb: str,
+    composed: Composed,
+    overridden: Sequence[str],
+    *,
+    follow: bool = False,
+    node_rank: int | None = None,
+) -> Ending:
     """Do what ``verb`` says for one run.
 
     Args:
@@ -35,13 +43,14 @@ def run_verb(verb: str, composed: Composed, overridden: Sequence[str], *, follow
         composed: The run.
         overridden: The dotted paths that the command line set.
         follow: Under Slurm: stay until the run ends, and show its log.
+        node_rank: On hosts without a scheduler: this host's number, where it was typed.
 
     Raises:
         MetierError: Something that the user can mend.
     """
     config = composed.config
     if verb == "train":
-        return _train(composed, follow=follow)
+        return _train(composed, node_rank, follow=follow)
     if verb in _CORPUS_MODULES:
         return _work_on_corpus(verb, config, dry_run=composed.dry_run)
     module = _RUN_MODULES[verb]
@@ -52,13 +61,14 @@ def run_verb(verb: str, composed: Composed, overridden: Sequence[str], *, follow
     return _run_module(module, recall_run(config, overridden))
 
 
-def _train(composed: Composed, *, follow: bool) -> Ending:
+def _train(composed: Composed, node_rank: int | None, *, follow: bool) -> Ending:
     config, on_slurm = composed.config, composed.config.cluster.kind == "slurm"
     if not on_slurm and (follow or composed.after):
         word = "--follow" if follow else f"after={composed.after}"
         raise ConfigError(
             f"{word} goes with a Slurm cluster, as cluster=slurm; this one is {config.cluster.kind}"
         )
+    check_cluster(config.cluster, node_rank)
     check_model(config)
     build_deepspeed_config(config, plan_run(config))  # refuses keys of strategy.deepspeed_extra
     check_same_run(config)
@@ -67,18 +77,23 @@ def _train(composed: Composed, *, follow: bool) -> Ending:
         return _say(describe_job(config, unseen) if on_slurm else describe_training(config, unseen))
     if on_slurm:
         return _submit(config, composed.after, follow=follow)
+    return _train_here(config, node_rank)
+
+
+def _train_here(config: RunConfig, node_rank: int | None) -> Ending:
+    share = find_share(config.cluster, node_rank, os.environ)
+    if share is None:
+        sys.stdout.write(describe_hosts(config))
+        raise ClusterError(explain_numbers(config.cluster))
     check_devices(config.cluster)
     check_swap_folder(config)
     check_prepared(config)
-    look_ahead(config, write=True)
-    layout = freeze_run(config)
-    if config.cluster.nodes > 1:
+    look_ahead(config, write=share.is_head)
+    if config.cluster.nodes > 1 and share.is_head:
         sys.stdout.write(describe_hosts(config))
-        raise ClusterError(
-            f"cluster.nodes={config.cluster.nodes}: run the command above on each host, "
-            f"or have a scheduler do so; {layout.config} is ready"
-        )
-    return train_here(config, layout)
+        sys.stdout.flush()
+    layout = freeze_run(config) if share.is_head else join_run(config)
+    return train_here(config, layout, share)
 
 
 def _submit(config: RunConfig, after: str | None, *, follow: bool) -> Ending:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from training.ranks import Ranks
 
@@ -57,12 +58,19 @@ def take_blocked_seconds() -> float:
 
 
 def join(ranks: Ranks, *, device: torch.device, timeout_seconds: int) -> None:
-    """Meet the other ranks; a later collective that takes longer than the timeout raises."""
+    """Meet the other ranks; a later collective that takes longer than the timeout raises.
+
+    The same holds for groups that are founded later without a timeout of their own, as DeepSpeed founds
+    them: torch would not give them this one but its default, of half an hour on CPUs.
+    """
+    timeout = timedelta(seconds=timeout_seconds)
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(distributed_c10d, name, timeout)
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
         rank=ranks.rank,
         world_size=ranks.world_size,
-        timeout=timedelta(seconds=timeout_seconds),
+        timeout=timeout,
     )
 
 

@@ -64,8 +64,11 @@ class FencedError(CheckpointError):
 
 
 def find_incarnation(folder: Path, asked: float) -> int | None:
-    """Find the start that the launcher asked for at this time; None when it never came to claim."""
-    for path in folder.glob("[0-9]" * _DIGITS + ".json"):
+    """Find the start that the launcher asked for at this time; None when it never came to claim.
+
+    Of several, where torchrun has started the ranks again by itself, the newest.
+    """
+    for path in sorted(folder.glob("[0-9]" * _DIGITS + ".json"), reverse=True):
         try:
             if float(json.loads(path.read_text(encoding="utf-8"))["time"]) == asked:
                 return int(path.stem)

@@ -6,6 +6,9 @@ from pathlib import Path
 ASKED = "METIER_ASKED"
 """Environment variable by which the launcher tells the ranks when it was called, seconds since 1970."""
 
+START_MARK = "=== start "
+"""With these words each start begins in a rank's log."""
+
 
 def redone_beside(path: Path) -> Path:
     """Name the file for those lines of ``path`` whose steps were done again."""
@@ -82,7 +85,7 @@ class RunLayout:
 
     @property
     def events(self) -> Path:
-        """Started, resumed, saved, preempted, failed, finished: with time and reason."""
+        """Started, resumed, saved, stopped, failed, finished: with time and reason."""
         return self.root / "events.jsonl"
 
     @property

@@ -59,6 +59,8 @@ def train(parts: Parts[Batch], config: LoopConfig, progress: Progress) -> tuple[
         NumericError: Too many steps in a row were not fit to be applied, or a spike shall stop the run.
         StorageError: The last checkpoint could not be written.
     """
+    if not _is_finished(progress, config) and parts.stop.is_set():
+        return StopReason.STOPPED, progress  # asked while the parts were built: nothing new to save
     batches = iter(parts.batches)
     beside = _Beside()
     memory_told = False
@@ -80,7 +82,6 @@ def train(parts: Parts[Batch], config: LoopConfig, progress: Progress) -> tuple[
             score = held_out.loss if held_out else None
             beside.checkpoint = _save(parts, progress, score, final=stopping or finished)
         if stopping and not finished:
-            parts.metrics.event("preempted", step=progress.step)
             return StopReason.STOPPED, progress
     if progress.step < config.max_steps:
         best = progress.memory.best_held_out_loss

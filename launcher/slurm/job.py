@@ -7,18 +7,24 @@
 The script itself decides nothing. What is decided is told on stderr, the job's log, and in jobs.jsonl.
 """
 
-import json
 import os
 import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from launcher.local import was_overtaken
-from launcher.slurm.call import PATIENT, SlurmError, call_slurm, is_away
+from launcher.slurm.call import PATIENT, SlurmError, is_away
 from launcher.slurm.decide import TOLD_FACTOR, Decision, Ended, decide
+from launcher.slurm.facts import (
+    asked_by_user,
+    find_end,
+    is_cancelled,
+    newest_step,
+    read_outcome,
+    read_own_log,
+)
 from launcher.slurm.journal import Line, append_line, count_idle_starts, read_journal
 from launcher.slurm.living import choose_nodes, find_states, list_nodes
 from launcher.slurm.successor import call_off_next, find_waiting, own_job, requeue, submit_next
@@ -29,9 +35,6 @@ from training.fence import find_incarnation
 from training.layout import RunLayout
 from training.verdict import read_verdict
 
-BY_USER = "user "
-"""How the text of a stop request begins that a person has made; the job's own script says otherwise."""
-
 AGAIN = "again"
 ENOUGH = 3
 """This job has nothing more to do: its script exits well."""
@@ -40,7 +43,6 @@ REQUEUED = 4
 """This job was put back into the queue: its script waits until Slurm ends it."""
 
 _FIRST_PORT, _PORTS = 15_000, 10_000
-_LOG_TAIL = 20_000
 _AWAY_PAUSE_SECONDS = 10.0
 
 
@@ -60,14 +62,6 @@ def main(words: Sequence[str]) -> int:
     except MetierError as error:
         _say(f"{error}")
         return EXIT_USER_ERROR
-
-
-def newest_step(layout: RunLayout) -> int:
-    """Find the newest complete checkpoint's step; 0 where there is none."""
-    found = (
-        path.parent.name.removeprefix("step_") for path in layout.checkpoints.glob("step_*/manifest.json")
-    )
-    return max((int(step) for step in found if step.isdecimal()), default=0)
 
 
 def port_of(job: str, starts: int) -> int:
@@ -96,7 +90,7 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
     layout.outcome.unlink(missing_ok=True)
     layout.stop_request.unlink(missing_ok=True)
     starts = sum(line["event"] == "started" and line.get("job") == job for line in lines)
-    asked, end = time.time(), _find_end(job)
+    asked, end = time.time(), find_end(job)
     append_line(
         layout.jobs,
         "started",
@@ -140,12 +134,12 @@ def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
 
 
 def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int:
-    job, log = own_job(), _read_own_log()
+    job, log = own_job(), read_own_log()
     lines = read_journal(layout.jobs)
     began = next((float(line["asked"]) for line in reversed(lines) if line["event"] == "started"), 0.0)
     log = log[log.rfind("metier job: start ") :]
     started = find_incarnation(layout.incarnations, began) is not None
-    outcome = _read_outcome(layout.outcome)
+    outcome = read_outcome(layout.outcome)
     away = not started and outcome is None and is_away(log)
     told = bool(notice) or (outcome or {}).get("state") == "STOPPED"
     line = append_line(
@@ -162,7 +156,7 @@ def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int
         code=code,
         outcome=outcome,
         notice=notice,
-        stopped_by_user=asked_by_user(layout) or _is_cancelled(job),
+        stopped_by_user=asked_by_user(layout) or is_cancelled(job, log),
         overtaken=was_overtaken(layout, began),
         out_of_memory="oom-kill" in log or "oom_kill" in log or "Out Of Memory" in log,
         away=away,
@@ -224,14 +218,6 @@ def _end(layout: RunLayout, job: str, decision: Decision) -> int:
     return EXIT_FAILED if decision.step == "failed" else ENOUGH
 
 
-def asked_by_user(layout: RunLayout) -> bool:
-    """Whether a person wants the run to stop."""
-    try:
-        return layout.stop_request.read_text(encoding="utf-8").startswith(BY_USER)
-    except OSError:
-        return False
-
-
 def _find_nodes(config: RunConfig, without: set[str]) -> list[str] | None:
     nodelist = os.environ["SLURM_JOB_NODELIST"]
     return choose_nodes(
@@ -248,44 +234,6 @@ def _bad_nodes(lines: Sequence[Line], job: str) -> set[str]:
 
 def _last_submission(lines: Sequence[Line]) -> int:
     return max((at for at, line in enumerate(lines) if line["event"] == "submitted"), default=0)
-
-
-def _is_cancelled(job: str) -> bool:
-    try:
-        said = call_slurm(["scontrol", "show", "job", "--oneliner", job])
-    except SlurmError:
-        return False
-    return "JobState=CANCELLED" in said
-
-
-def _find_end(job: str) -> int | None:
-    """Ask when the job's time is over, seconds since 1970; None where it is not known."""
-    try:
-        said = call_slurm(["squeue", "--noheader", f"--jobs={job}", "--format=%e"])
-    except SlurmError:
-        return None
-    return int(said.strip()) if said.strip().isdecimal() else None
-
-
-def _read_outcome(path: Path) -> dict[str, Any] | None:
-    try:
-        outcome = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return outcome if isinstance(outcome, dict) else None
-
-
-def _read_own_log() -> str:
-    """Read the end of the job's log, which Slurm has opened as this process's stderr."""
-    path = Path("/proc/self/fd/2")
-    try:
-        if not path.is_file():
-            return ""
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _LOG_TAIL))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def _say(text: str) -> None:

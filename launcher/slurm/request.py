@@ -164,7 +164,7 @@ def plan_variables(config: RunConfig) -> dict[str, str]:
     if cluster.container.kind != "none":
         # Packages in the user's home are of another Python than the image's.
         variables["PYTHONNOUSERSITE"] = "1"
-    variables |= plan_network(cluster.network, on_gpus=cluster.gpus_per_node > 0)
+    variables |= plan_network(cluster.network, nodes=cluster.nodes, on_gpus=cluster.gpus_per_node > 0)
     return variables | cluster.environment.variables
 
 
@@ -175,6 +175,7 @@ def plan_srun(config: RunConfig) -> list[str]:
         ConfigError: A folder cannot be shown inside the container.
     """
     cpus = config.cluster.slurm.cpus_per_process
+    is_slingshot = config.cluster.network.fabric == "slingshot" and config.cluster.gpus_per_node > 0
     return [
         # A rank that fails takes the others along, those that are stopped or hang as well.
         "--kill-on-bad-exit=1",
@@ -185,6 +186,8 @@ def plan_srun(config: RunConfig) -> list[str]:
         # Slurm 22.05 and later: srun does not take it over from sbatch. Without a number a task would be
         # bound to a single core; unbound it may use all cores of the job.
         f"--cpus-per-task={cpus}" if cpus else "--cpu-bind=none",
+        # HPE asks for it beside FI_CXI_RDZV_PROTO=alt_read (shs-ccl-docs, ccl_env.sh).
+        *(["--network=disable_rdzv_get"] if is_slingshot else []),
         *plan_container_srun(config, sorted({"OMP_NUM_THREADS", *plan_variables(config)})),
     ]
 

@@ -28,8 +28,8 @@ def write_script(config: RunConfig, layout: RunLayout) -> str:
     """
     cluster = config.cluster
     per_node = find_processes_per_node(cluster)
-    shape = [f"--nodes={cluster.nodes}", f"--ntasks-per-node={per_node}"]
-    everywhere = [f"--nodes={cluster.nodes + cluster.slurm.spare_nodes}", f"--ntasks-per-node={per_node}"]
+    shape = _shape(cluster.nodes, per_node)
+    everywhere = _shape(cluster.nodes + cluster.slurm.spare_nodes, per_node)
     further = plan_srun(config)
     template = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
@@ -55,3 +55,8 @@ def write_script(config: RunConfig, layout: RunLayout) -> str:
         srun=shlex.join([*shape, *further]),
         worker=shlex.join(plan_command(config, "training.worker", layout.root)),
     )
+
+
+def _shape(nodes: int, per_node: int) -> list[str]:
+    # All three: what srun takes over from the job's environment counts the spare nodes.
+    return [f"--nodes={nodes}", f"--ntasks={nodes * per_node}", f"--ntasks-per-node={per_node}"]

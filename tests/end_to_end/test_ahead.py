@@ -13,7 +13,7 @@ from launcher.compose import compose_run
 from launcher.run_directory import freeze_run
 from launcher.tree import ConfigTree
 from tests.end_to_end.runs import environment, link_prepared
-from training import preflight
+from training import ahead
 from training.fence import claim_incarnation
 
 EVALUATED = "loop.evaluate_every_steps=2"
@@ -138,7 +138,7 @@ sys.exit(code or str({{"torch", "transformers", "pyarrow", "fsspec"}} & sys.modu
 def test_a_corpus_too_large_to_be_packed_in_passing_is_judged_by_its_manifest_alone(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "MOST_PACKED", 0)
+    monkeypatch.setattr(ahead, "MOST_PACKED", 0)
     words = ["train", "experiment=tiny_smoke", "dry_run=true", "batch.sequence_length=300"]
 
     assert main([*words, "audit.min_density=1"]) == 0

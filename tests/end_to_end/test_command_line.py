@@ -1,6 +1,5 @@
 """The command as a user types it: quick answers import nothing heavy, and a run's end is told."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -91,14 +90,21 @@ def test_a_folder_named_training_in_the_current_directory_does_no_harm(tmp_path:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_run_on_several_hosts_is_frozen_and_left_to_the_user(tmp_path: Path) -> None:
+def test_a_host_that_is_not_the_first_is_shown_all_commands_and_asked_for_its_number(tmp_path: Path) -> None:
     (tmp_path / "models/own").mkdir(parents=True)
     (tmp_path / "models/own/config.json").write_text("{}")
     # A corpus that cannot be seen from here, as on many a login node.
     seen = ("data.path=s3://bucket/topics", "model.source=huggingface", "model.path=./models/own")
-    words = ("experiment=tiny_smoke", *seen, "cluster.nodes=2", "cluster.head_address=first")
+    words = ("experiment=tiny_smoke", *seen, "cluster=torchrun", "cluster.head_address=192.0.2.1")
     done = metier("train", *words, folder=tmp_path)
     assert done.returncode == 2
-    assert "--rdzv-endpoint=first:29500" in done.stdout
-    assert done.stderr.startswith("metier train: cluster.nodes=2: run the command above on each host")
-    assert json.loads((tmp_path / "runs/tiny_smoke/run.json").read_text())["config"]["cluster"]["nodes"] == 2
+    commands = [line.partition(": ") for line in done.stdout.splitlines()[1:]]
+    assert [(node, "--node-rank=" + node[-1] in words) for node, _, words in commands] == [
+        ("node 0", True),
+        ("node 1", True),
+    ]
+    assert done.stderr == (
+        "metier train: this machine is not cluster.head_address=192.0.2.1; on each other host add "
+        "--node-rank=N to the same command, N from 1 to 1, or set NODE_RANK\n"
+    )
+    assert not (tmp_path / "runs").exists()

@@ -145,6 +145,10 @@ def test_a_run_on_several_hosts_says_what_to_run_on_each(capsys: pytest.CaptureF
     words = ["experiment=llama3_8b_full_zero3", "cluster.head_address=first", "dry_run=true"]
     assert main(["train", *words]) == 0
     said = capsys.readouterr().out
+    assert "On the 2 hosts, the first of them first" in said
+    assert all(f"--node-rank={rank} --master-addr=first" in said for rank in range(2))
+    assert main(["train", *words, "cluster.rendezvous=c10d"]) == 0
+    said = capsys.readouterr().out
     assert "On each of the 2 hosts, the first of them first" in said
     assert "--rdzv-endpoint=first:29500" in said
 

@@ -40,17 +40,42 @@ def test_one_node_needs_no_meeting_point(tiny_smoke: RunConfig) -> None:
     ]
 
 
-def test_several_nodes_meet_at_the_head(tiny_smoke: RunConfig) -> None:
-    config = with_cluster(tiny_smoke, nodes=2, gpus_per_node=8, head_address="head", head_port=7)
-    command = torchrun_command(config, Path("/runs/a"))
+def test_hosts_that_are_told_their_numbers_meet_at_the_head(tiny_smoke: RunConfig) -> None:
+    config = with_cluster(
+        tiny_smoke, kind="torchrun", nodes=2, gpus_per_node=8, head_address="head", head_port=7
+    )
+    command = torchrun_command(config, Path("/runs/a"), 1)
     assert command[3:-3] == [
         "--nnodes=2",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=head:7",
-        "--rdzv-id=tiny_smoke",
+        "--node-rank=1",
+        "--master-addr=head",
+        "--master-port=7",
+        "--rdzv-conf=timeout=1800",
+        "--rdzv-id=tiny_smoke.1",
+        "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         "--nproc-per-node=8",
         "--log-dir=/runs/a/logs/torchrun",
     ]
+
+
+def test_hosts_that_number_themselves_type_the_same_command(tiny_smoke: RunConfig) -> None:
+    config = with_cluster(
+        tiny_smoke, kind="torchrun", nodes=2, head_address="head", rendezvous="c10d", elastic_restarts=3
+    )
+    commands = [torchrun_command(config, Path("/runs/a"), rank) for rank in (None, 0, 1)]
+    assert commands[0] == commands[1] == commands[2]
+    assert {"--rdzv-backend=c10d", "--rdzv-endpoint=head:29500", "--max-restarts=3"} < set(commands[0])
+    variables = child_variables(config.cluster, 4, processes=1)
+    assert variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+def test_each_start_meets_under_another_name(tiny_smoke: RunConfig, tmp_path: Path) -> None:
+    config = with_cluster(tiny_smoke, kind="torchrun", nodes=2, head_address="head")
+    names = []
+    for _ in range(2):
+        names += [word for word in torchrun_command(config, tmp_path, 0) if word.startswith("--rdzv-id=")]
+        claim_incarnation(RunLayout(tmp_path).incarnations)
+    assert names == ["--rdzv-id=tiny_smoke.1", "--rdzv-id=tiny_smoke.2"]
 
 
 @pytest.mark.parametrize(("cores", "processes", "wanted"), [(8, 2, "4"), (7, 2, "3"), (1, 4, "1")])
@@ -119,6 +144,8 @@ def test_a_launcher_knows_by_the_claims_that_its_start_was_overtaken(
         claim_incarnation(layout.incarnations)
     assert was_overtaken(layout, 1.5)
     assert not was_overtaken(layout, 2.5)
+    claim_incarnation(layout.incarnations)
+    assert not was_overtaken(layout, 2.5), "torchrun has started the same ranks again"
 
 
 def test_gpus_that_are_not_there_are_missed_before_anything_starts(

@@ -16,7 +16,7 @@ from training.errors import ConfigError
 @functools.cache
 def tiny_smoke() -> dict[str, Any]:
     values = compose_values(["experiment=tiny_smoke"], ConfigTree(None))
-    del values["dry_run"]
+    del values["dry_run"], values["after"]
     return values
 
 

@@ -135,7 +135,7 @@ def test_a_start_that_was_overtaken_writes_nothing_more(tmp_path: Path) -> None:
     assert stream.getvalue().count("a newer start of this run has taken over") == 1
 
 
-@pytest.mark.parametrize("kind", ["started", "resumed", "saved", "save_failed", "preempted", "failed"])
+@pytest.mark.parametrize("kind", ["started", "resumed", "saved", "save_failed", "stopped", "failed"])
 def test_events_come_back_with_their_kind(tmp_path: Path, kind: str) -> None:
     sink = open_sink(tmp_path, io.StringIO())
     sink.event(kind, reason="because")

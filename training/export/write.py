@@ -13,6 +13,7 @@ from training.config.schema import RunConfig
 from training.errors import ModelError
 from training.export.merge import merged_tensors
 from training.export.verify import check_shapes
+from training.model.adapter import forbid_repacking
 from training.model.folder import check_tensors, read_shapes, scrub_config
 from training.model.kind import AnyModel, base_of
 from training.model.load import DTYPES, four_bit_config, grow_embeddings
@@ -128,6 +129,7 @@ def reload(staged: Path, config: RunConfig, device: torch.device) -> AnyModel:
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{staged}: the exported model cannot be read again ({error})") from error
     _check_tied(staged, model)
+    forbid_repacking(model)
     return model.to(device).eval()
 
 

@@ -149,7 +149,7 @@ class Journal(LineFile):
 
 
 class Events(LineFile):
-    """events.jsonl: started, resumed, saved, save_failed, preempted, failed, finished."""
+    """events.jsonl: started, resumed, saved, save_failed, stopped, failed, finished."""
 
     def record(self, kind: str, **facts: object) -> bool:
         """Write one event with its time, durably; False when it has to wait."""

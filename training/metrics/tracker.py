@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from training.layout import RunLayout
+from training.processes import shield_children, stay_shielded
 
 DRAIN_SECONDS = 7.0
 """How long the helper may go on after the training has ended."""
@@ -53,7 +54,7 @@ def start_tracker(layout: RunLayout) -> TrackerHandle:
         OSError: No process can be started or no log written; the caller goes on without W&B.
     """
     layout.logs.mkdir(parents=True, exist_ok=True)
-    with (layout.logs / "tracker.log").open("ab") as log:
+    with (layout.logs / "tracker.log").open("ab") as log, shield_children():
         process = subprocess.Popen(
             [sys.executable, "-m", "training.metrics.tracker", str(layout.root), FOLLOW],
             stdin=subprocess.PIPE,
@@ -74,7 +75,8 @@ def kill_group(group: int) -> None:
 
 def main(arguments: list[str]) -> int:
     """Follow a living training (``RUN_DIR --follow``), or send what is left of a finished one."""
-    # W&B is imported by the helper alone.
+    # Before W&B is imported, which the helper alone does.
+    stay_shielded()
     from training.metrics.wandb_follower import follow_run  # noqa: PLC0415
 
     root = Path(arguments[0])

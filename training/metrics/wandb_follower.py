@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import select
-import signal
 import string
 import sys
 import threading
@@ -59,7 +58,6 @@ def follow_run(layout: RunLayout, *, follow: bool, attempt: int) -> int:
     Returns:
         The exit code: 0 when all was handed over.
     """
-    _shield_from_signals()
     ended = threading.Event()
     if follow:
         os.nice(NICENESS if attempt == 0 else 0)
@@ -226,13 +224,6 @@ def _wandb_settings() -> wandb.Settings:
 def _was_finished(layout: RunLayout) -> bool:
     events = read_lines(layout.events)
     return bool(events) and events[-1].get("event") == "finished"
-
-
-def _shield_from_signals() -> None:
-    # Slurm with proctrack/pgid or linuxproc sends its notice to every descendant, and a terminal its ^C:
-    # they mean the trainer, whose end we see on the pipe.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _watch_trainer(ended: threading.Event, trainer: int) -> None:

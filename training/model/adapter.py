@@ -44,6 +44,7 @@ def attach_adapter(
     # With bitsandbytes, which it imports, a fifth of the time that all imports take.
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415
 
+    forbid_repacking(base)
     check_targets(adapter.targets, _name_linear(base))
     names = [name for name, _ in base.named_parameters(remove_duplicate=False)]
     check_trained_modules(adapter.trained_modules, names, _name_four_bit(base))
@@ -69,6 +70,18 @@ def attach_adapter(
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return model
+
+
+def forbid_repacking(base: nn.Module) -> None:
+    """Let 4-bit layers keep their blocks in the form in which they are trained and saved.
+
+    On a CPU with AVX512-BF16 bitsandbytes 0.50 packs a layer's blocks anew at its first call without a
+    gradient, for good and with scales of 8 significant bits, whether or not its rows can be packed so
+    (bitsandbytes/nn/modules.py, Linear4bit.forward): a held-out loss would change what is trained.
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def check_new_rows(model: AnyModel) -> None:

@@ -1,5 +1,6 @@
 """Builds the parts of one run and drives the loop: run.json -> parts -> loop -> outcome."""
 
+import os
 import resource
 import time
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import torch
 
 from training.audit.gate import check_audit
 from training.checkpoint.commit import Lineage
+from training.checkpoint.load import read_step
+from training.checkpoint.manifest import list_checkpoints
 from training.checkpoint.retention import Retention
 from training.checkpoint.store import CheckpointStore
 from training.collectives import from_lead, gather_over_ranks, leave, take_blocked_seconds
@@ -27,10 +30,11 @@ from training.engine.partition import build_share
 from training.engine.seeds import make_deterministic
 from training.engine.swap_folder import own_swap_folder
 from training.errors import EXIT_OK
-from training.fence import check_fence, claim_incarnation, within_fence
-from training.layout import RunLayout
+from training.fence import FencedError, check_fence, claim_incarnation, within_fence
+from training.layout import ASKED, RunLayout
 from training.loop import StopReason, train
 from training.metrics.goodput import find_goodput, read_first_start
+from training.metrics.journal import Events
 from training.metrics.lines import read_lines
 from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
@@ -42,18 +46,19 @@ from training.model.place import find_revision
 from training.model.provenance import check_source, describe_source
 from training.model.self_test import CUTS, measure_isolation, refuse_leak
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
-from training.outcome import Outcome, write_outcome
+from training.notice import Notice
 from training.parts import Parts
 from training.progress import Progress
 from training.ranks import Ranks
 from training.rules.check import check_rules
 from training.rules.strategies import effective_stage
 from training.schedule import learning_rate_at
-from training.stop import StopFlag
+from training.stop import StopFlag, lead_wishes, read_asked
 from training.worker.attended import mean_attended_tokens
 from training.worker.blame import find_names, name_worst_documents
 from training.worker.questions import open_questions
 from training.worker.start import take_place
+from training.worker.tell import clear_outcome, tell_end, tell_failure
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes")
 
@@ -70,15 +75,18 @@ class Scene:
     metrics: MetricsSink
 
 
-def run(layout: RunLayout, ranks: Ranks) -> int:
-    """Train until the run is finished or asked to stop; give the exit code. Collective."""
+def run(layout: RunLayout, ranks: Ranks, notice: Notice) -> int:
+    """Train until the run is finished or asked to stop; give the exit code. Collective.
+
+    A stop that is asked for before there is a loop to stop is heard at the loop's first edge.
+    """
     frozen = read_frozen(layout.config)
     check_rules(frozen)
     with own_swap_folder(frozen) as config:
-        return _run(layout, config, ranks)
+        return _run(layout, config, ranks, notice)
 
 
-def _run(layout: RunLayout, config: RunConfig, ranks: Ranks) -> int:
+def _run(layout: RunLayout, config: RunConfig, ranks: Ranks, notice: Notice) -> int:
     if config.deterministic:
         make_deterministic()
     place = take_place(config, ranks)
@@ -90,19 +98,50 @@ def _run(layout: RunLayout, config: RunConfig, ranks: Ranks) -> int:
     rows = open_plan(corpus, config.batch.sequence_length, config.data.long_documents)
     check_audit(corpus.manifest, rows.by_source, config.batch.sequence_length, config.audit)
     incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
-    with within_fence(layout.incarnations, incarnation):
-        reason, progress = _build_and_train(layout, config, place, corpus, incarnation)
-        if ranks.is_lead:
-            check_fence(layout.incarnations, incarnation)
-            _tell(layout, reason, progress)
+    try:
+        with within_fence(layout.incarnations, incarnation):
+            stop = _listen(layout, config, place, notice)
+            if ranks.is_lead:
+                clear_outcome(layout, incarnation)
+            if stop.is_set():
+                finished, step = False, _tell_early_stop(layout, place, incarnation, stop)
+            else:
+                reason, progress = _build_and_train(layout, config, place, corpus, incarnation, stop)
+                finished, step = reason is StopReason.FINISHED, progress.step
+            if ranks.is_lead:
+                check_fence(layout.incarnations, incarnation)
+                tell_end(layout, "COMPLETED" if finished else "STOPPED", step, incarnation, stop.notice)
+    except FencedError:
+        raise
+    except Exception as error:
+        tell_failure(layout, ranks, error, incarnation)
+        raise
     leave()
     return EXIT_OK
 
 
+def _listen(layout: RunLayout, config: RunConfig, place: Place, notice: Notice) -> StopFlag:
+    """Listen to whatever may ask for a stop: what was heard since the first line of this process counts."""
+    if not place.ranks.is_lead:
+        return StopFlag(notice, place.device)
+    asked = read_asked(os.environ, ASKED)
+    wishes = lead_wishes(layout, config.cluster.slurm.stop_lead_seconds, os.environ, asked=asked)
+    return StopFlag(notice, place.device, wishes)
+
+
+def _tell_early_stop(layout: RunLayout, place: Place, incarnation: int, stop: StopFlag) -> int:
+    """Keep the event of a stop before anything was loaded; give the step of the last checkpoint."""
+    step = max((read_step(folder) for folder in list_checkpoints(layout.checkpoints)), default=0)
+    if place.ranks.is_lead:
+        events = Events(layout.events)
+        events.record("stopped", incarnation=incarnation, step=step, notice=stop.notice)
+        events.close()
+    return step
+
+
 def _build_and_train(
-    layout: RunLayout, config: RunConfig, place: Place, corpus: Corpus, incarnation: int
+    layout: RunLayout, config: RunConfig, place: Place, corpus: Corpus, incarnation: int, stop: StopFlag
 ) -> tuple[StopReason, Progress]:
-    stop = StopFlag(place.device)
     model, why_whole = build_share(config, place)
     if place.ranks.is_lead and (revision := find_revision(config.model)):
         note_version(layout.config, MODEL_REVISION, revision)
@@ -149,7 +188,10 @@ def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopRe
         store.close()
     # The command of a finished run, typed again, says nothing new; least of all about the time since then.
     facts = _find_goodput(scene.layout) if place.ranks.is_lead and progress.step > first else {}
-    metrics.event("finished" if reason is StopReason.FINISHED else "stopped", step=progress.step, **facts)
+    if reason is StopReason.FINISHED:
+        metrics.event("finished", step=progress.step, **facts)
+    else:
+        metrics.event("stopped", step=progress.step, notice=stop.notice, **facts)
     return reason, progress
 
 
@@ -254,17 +296,3 @@ def memory_peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _tell(layout: RunLayout, reason: StopReason, progress: Progress) -> None:
-    finished = reason is StopReason.FINISHED
-    write_outcome(
-        layout.outcome,
-        Outcome(
-            state="COMPLETED" if finished else "STOPPED",
-            step=progress.step,
-            error_class=None,
-            message=None,
-            rank=0,
-        ),
-    )

@@ -1,7 +1,6 @@
-"""What a rank does before anything else: find itself, its log, its device and its peers."""
+"""What a rank does before anything else: find its device and its peers."""
 
 import os
-import sys
 
 import torch
 
@@ -10,18 +9,7 @@ from training.collectives import join
 from training.config.schema import RunConfig
 from training.engine.deepspeed_engine import Place
 from training.errors import ClusterError
-from training.layout import RunLayout
 from training.ranks import Ranks
-
-
-def redirect_to_log(layout: RunLayout, ranks: Ranks) -> None:
-    """Send this process's stderr to its log file, and stdout too unless it is the lead's screen."""
-    layout.logs.mkdir(parents=True, exist_ok=True)
-    log = os.open(layout.rank_log(ranks.rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, sys.stderr.fileno())
-    if not ranks.is_lead:
-        os.dup2(log, sys.stdout.fileno())
-    os.close(log)
 
 
 def take_place(config: RunConfig, ranks: Ranks) -> Place:

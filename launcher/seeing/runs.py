@@ -1,0 +1,74 @@
+"""Which run is meant: a folder, or a name below the folder of all runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.config.names import nearest
+from training.errors import ConfigError
+from training.layout import RunLayout
+
+RUN_ROOT = "runs"
+"""Where runs lie unless ``run_root=DIR`` is said."""
+
+
+def split_words(
+    words: Sequence[str], known: Sequence[str] = ("run_root",)
+) -> tuple[list[str], dict[str, str]]:
+    """Tell names of runs from settings.
+
+    Raises:
+        ConfigError: A setting is unknown, or said twice.
+    """
+    names = [word for word in words if "=" not in word]
+    settings: dict[str, str] = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign:
+            continue
+        if key not in known:
+            raise ConfigError(f"{key} is no setting of this{nearest(key, known)}")
+        if key in settings:
+            raise ConfigError(f"{key}={settings[key]} {key}={value}: say {key} once")
+        settings[key] = value
+    return names, settings
+
+
+def find_run(name: str, run_root: str = RUN_ROOT) -> RunLayout:
+    """Find a run by its folder or by its name.
+
+    Raises:
+        ConfigError: There is none; what was perhaps meant is said.
+    """
+    for folder in (Path(name), Path(run_root) / name):
+        if is_run(folder):
+            return RunLayout(folder.absolute())
+    known = sorted(layout.root.name for layout in list_runs(run_root))
+    raise ConfigError(
+        f"{name} is no run, neither {name}/run.json nor {run_root}/{name}/run.json exists"
+        f"{nearest(name, known)}"
+    )
+
+
+def find_one_run(names: Sequence[str], verb: str, run_root: str = RUN_ROOT) -> RunLayout:
+    """Find the one run that a verb was given.
+
+    Raises:
+        ConfigError: None was named, or several, or it does not exist.
+    """
+    if not names:
+        raise ConfigError(f"name a run: metier {verb} RUN")
+    if names[1:]:
+        raise ConfigError(f"{names[1]}: one run at a time")
+    return find_run(names[0], run_root)
+
+
+def list_runs(run_root: str = RUN_ROOT) -> list[RunLayout]:
+    """List the runs of a folder by name."""
+    root = Path(run_root)
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    return [RunLayout(folder.absolute()) for folder in folders if is_run(folder)]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: it has a run.json, or has lost it and still has checkpoints."""
+    return (folder / "run.json").is_file() or any((folder / "checkpoints").glob("step_*"))

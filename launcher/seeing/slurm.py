@@ -1,0 +1,116 @@
+"""Asks Slurm about jobs: all of them at once, within a bounded time, and never with an error."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+SECONDS = 8.0
+"""How long an answer may take; a controller that is restarting takes longer and is not waited for."""
+
+ACTIVE = frozenset(
+    {
+        "PENDING",
+        "CONFIGURING",
+        "RUNNING",
+        "COMPLETING",
+        "STAGE_OUT",
+        "SIGNALING",
+        "STOPPED",
+        "SUSPENDED",
+        "RESIZING",
+        "REQUEUED",
+        "REQUEUE_HOLD",
+        "REQUEUE_FED",
+        "RESV_DEL_HOLD",
+        "SPECIAL_EXIT",
+    }
+)
+"""States of a job that is not over (squeue(1), "JOB STATE CODES")."""
+
+_FIELDS = 4
+_NUMBER = re.compile(r"\d+(_\d+)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """What Slurm says of one job."""
+
+    job: str
+    state: str
+    """RUNNING, PENDING, TIMEOUT and so on, without what follows (CANCELLED by 1000)."""
+
+    reason: str = ""
+    """Why it waits, where it does."""
+
+    nodes: str = ""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it waits, runs, or comes back by itself."""
+        return self.state in ACTIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmView:
+    """What Slurm says of all jobs that were asked for."""
+
+    jobs: dict[str, JobView]
+    trouble: str = ""
+    """Why it does not say more, for a person; nothing where it answered."""
+
+
+NOTHING = SlurmView(jobs={})
+
+
+def ask_jobs(jobs: Iterable[str]) -> SlurmView:
+    """Ask for the states of jobs: those that are there from squeue, those that are gone from sacct."""
+    wanted = sorted({job for job in jobs if _NUMBER.fullmatch(job)})
+    if not wanted or shutil.which("squeue") is None:
+        return NOTHING
+    words = ["squeue", "--noheader", "--states=all", "--format=%i|%T|%r|%N", f"--jobs={','.join(wanted)}"]
+    said, trouble = ask(words)
+    # Slurm forgets a job some minutes after its end, and says so of a single one by an error.
+    trouble = "" if "Invalid job id" in trouble else trouble
+    found = {view.job: view for view in map(_read_queue, said) if view}
+    gone = [job for job in wanted if job not in found]
+    if gone and shutil.which("sacct"):
+        rows, _ = ask(
+            ["sacct", "-X", "-P", "-n", "--format=JobID,State,Reason,NodeList", f"--jobs={','.join(gone)}"]
+        )
+        found |= {view.job: view for view in map(_read_queue, rows) if view}
+    return SlurmView(jobs=found, trouble=trouble)
+
+
+def ask(command: Sequence[str], seconds: float = SECONDS) -> tuple[list[str], str]:
+    """Run one of Slurm's commands.
+
+    Returns:
+        The lines that it printed, and why there are not more: nothing where it went well.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return [], f"Slurm's controller does not answer ({command[0]} took more than {seconds:.0f} s)"
+    except OSError as error:
+        return [], f"{command[0]} cannot be run ({error.strerror})"
+    trouble = "" if done.returncode == 0 else _say_trouble(command[0], done.stderr)
+    return [line for line in done.stdout.splitlines() if line.strip()], trouble
+
+
+def _say_trouble(command: str, stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    last = lines[-1] if lines else "no reason given"
+    if any(sign in stderr for sign in ("Unable to contact", "Connection refused", "timed out", "DNS SRV")):
+        return f"Slurm's controller does not answer ({last})"
+    return f"{command} failed ({last})"
+
+
+def _read_queue(line: str) -> JobView | None:
+    fields = line.split("|")
+    if len(fields) < _FIELDS or not fields[1]:
+        return None
+    job, state, reason, nodes = (field.strip() for field in fields[:_FIELDS])
+    reason = "" if reason in {"None", "N/A"} else reason
+    return JobView(job=job, state=state.split()[0], reason=reason, nodes=nodes)

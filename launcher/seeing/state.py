@@ -1,0 +1,104 @@
+"""What state a run is in: pure, from its files, its processes here and Slurm's word."""
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.seeing.facts import RunFacts, is_here, read_facts, say_host
+from launcher.seeing.here import find_ranks
+from launcher.seeing.read import text
+from launcher.seeing.slurm import JobView, SlurmView, ask_jobs
+from training.layout import RunLayout
+
+SILENT_SECONDS = 120.0
+"""Without a sign for so long, a run whose processes cannot be seen from here is called silent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """A run as it is seen at one moment."""
+
+    facts: RunFacts
+    state: str
+    """Slurm's word while a job of it waits or runs; else the outcome's; else what can be seen."""
+
+    note: str
+    """What there is to say besides; nothing where nothing is."""
+
+    job: JobView | None
+    """The job that counts: the newest that is not over, else the newest."""
+
+    is_over: bool
+    """Whether nothing of it runs or waits any more."""
+
+
+def look_at(layouts: Sequence[RunLayout]) -> tuple[list[RunView], str]:
+    """Look at runs; Slurm is asked once for all of them.
+
+    Returns:
+        One view for each run, and why Slurm does not say more: nothing where it answered or is not there.
+    """
+    now = time.time()
+    facts = [read_facts(layout, now) for layout in layouts]
+    slurm = ask_jobs(job for each in facts for job in each.jobs)
+    here = find_ranks()
+    return [judge(each, slurm, here, now) for each in facts], slurm.trouble
+
+
+def judge(facts: RunFacts, slurm: SlurmView, here: Mapping[Path, Sequence[int]], now: float) -> RunView:
+    """Say what state a run is in.
+
+    Args:
+        facts: What its files say.
+        slurm: What Slurm says of its jobs.
+        here: The ranks on this machine, by run directory.
+        now: Seconds since 1970.
+    """
+    job = choose_job(facts.jobs, slurm.jobs.values())
+    if job is not None and job.is_active:
+        return _view(facts, job.state, _say_job(job), job, is_over=False)
+    if facts.layout.root in here:
+        return _view(facts, "RUNNING", f"on {os.uname().nodename}", job, is_over=False)
+    if text(facts.outcome, "state"):
+        return _view(facts, text(facts.outcome, "state"), say_outcome(facts), job, is_over=True)
+    if job is not None:
+        return _view(facts, job.state, f"job {job.job} is over, and no rank has said how", job, is_over=True)
+    if not facts.starts:
+        return _view(facts, "NEW", "", job, is_over=not facts.jobs)
+    silence = now - facts.last_sign
+    if is_here(facts):
+        return _view(facts, "KILLED", "its processes are gone and none has said why", job, is_over=True)
+    if silence < SILENT_SECONDS:
+        return _view(facts, "RUNNING", f"on {say_host(facts)}", job, is_over=False)
+    return _view(facts, "SILENT", f"no sign from {say_host(facts)} for {silence:.0f} s", job, is_over=False)
+
+
+def choose_job(order: Sequence[str], known: Iterable[JobView]) -> JobView | None:
+    """Choose the job that counts: the newest that is running, else waiting, else the newest of all."""
+    by_number = {view.job: view for view in known}
+    views = [by_number[job] for job in reversed(order) if job in by_number]
+    running = [view for view in views if view.is_active and view.state != "PENDING"]
+    waiting = [view for view in views if view.is_active]
+    return next(iter([*running, *waiting, *views]), None)
+
+
+def say_outcome(facts: RunFacts) -> str:
+    """Write in a few words how the last start ended."""
+    outcome = facts.outcome
+    if text(outcome, "state") == "FAILED":
+        kind = text(outcome, "error_class") or text(outcome, "cause")
+        node = f" on {text(outcome, 'node')}" if text(outcome, "node") else ""
+        return f"rank {outcome.get('rank', '?')}{node}: {kind}: {text(outcome, 'message')}"
+    return f"asked by {text(outcome, 'notice')}" if text(outcome, "notice") else ""
+
+
+def _say_job(job: JobView) -> str:
+    where = f" on {job.nodes}" if job.nodes else ""
+    reason = f" ({job.reason})" if job.reason else ""
+    return f"job {job.job}{where}{reason}"
+
+
+def _view(facts: RunFacts, state: str, note: str, job: JobView | None, *, is_over: bool) -> RunView:
+    return RunView(facts=facts, state=state, note=note, job=job, is_over=is_over)

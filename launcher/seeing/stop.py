@@ -1,0 +1,108 @@
+"""`metier stop RUN`: lets a run save and end, and not come back."""
+
+import contextlib
+import getpass
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from launcher.seeing.here import find_ranks, is_rank
+from launcher.seeing.runs import RUN_ROOT, find_run, split_words
+from launcher.seeing.slurm import JobView, ask, ask_jobs
+from launcher.seeing.state import RunView, look_at
+from launcher.slurm.facts import BY_USER
+from launcher.tools import Words, refuse_flags
+from training.errors import EXIT_FAILED, EXIT_OK, ClusterError, ConfigError
+from training.files import write_text
+from training.layout import RunLayout
+
+HELP = """\
+metier stop RUN... [--now] [run_root=DIR]
+
+Asks a run to take its step to the end, save, and end; it does not start again by itself. Jobs of it that wait
+in Slurm's queue are cancelled. `metier train` goes on from there when it is said again.
+
+  --now   tell the job's processes at once (scancel; on this machine SIGTERM): the run still saves, within the
+          time that Slurm leaves it
+
+Examples
+  metier stop medical_qlora_smol
+  metier stop medical_qlora_smol --now
+  metier stop run_root=/scratch/runs mine
+"""
+
+
+def run(words: Words) -> int:
+    """Ask; give the exit code.
+
+    Raises:
+        ClusterError: Nothing of the run is there to be stopped.
+        ConfigError: The run does not exist.
+        StorageError: The wish cannot be written.
+    """
+    refuse_flags(words, ("--now",))
+    names, settings = split_words(words.plain)
+    if not names:
+        raise ConfigError("name a run: metier stop RUN")
+    layouts = [find_run(name, settings.get("run_root", RUN_ROOT)) for name in names]
+    views, trouble = look_at(layouts)
+    code = EXIT_OK
+    for view in views:
+        for line in stop_run(view, trouble, now=bool(words.flags)):
+            sys.stdout.write(f"{view.facts.name}: {line}\n")
+            code = EXIT_FAILED if line.startswith("failed:") else code
+    return code
+
+
+def stop_run(view: RunView, trouble: str, *, now: bool) -> list[str]:
+    """Ask one run to stop; say what was done.
+
+    Raises:
+        ClusterError: Nothing of it runs or waits, as far as can be known.
+    """
+    facts = view.facts
+    if view.is_over and not trouble:
+        how = f"it is {view.state}" + (f" after step {facts.step}" if facts.step is not None else "")
+        raise ClusterError(f"nothing of {facts.name} is running: {how}")
+    write_text(facts.layout.stop_request, say_who())
+    said = [f"asked to save and end ({facts.layout.stop_request.name}); it does not start again by itself"]
+    slurm = ask_jobs(facts.jobs)
+    jobs = [slurm.jobs[job] for job in facts.jobs if job in slurm.jobs and slurm.jobs[job].is_active]
+    said += [line for job in jobs for line in _stop_job(job, now=now)]
+    said += _stop_here(facts.layout) if now and not jobs else []
+    reasons = [reason for reason in (trouble, slurm.trouble) if reason]
+    return said + [f"{reasons[0]}: its ranks see the wish by themselves" for _ in reasons[:1]]
+
+
+def say_who() -> str:
+    """Write who asks, and when: by its first word the job's script knows a person's wish from its own."""
+    name = str(os.getuid())
+    with contextlib.suppress(KeyError, OSError):
+        name = getpass.getuser()
+    return f"{BY_USER}{name}@{os.uname().nodename} {time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n"
+
+
+def _stop_job(job: JobView, *, now: bool) -> list[str]:
+    if job.state in {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"}:
+        return [_tell(["scancel", job.job], f"job {job.job}, which was {job.state}, is cancelled")]
+    if now:
+        done = f"job {job.job} on {job.nodes} is being cancelled: it saves and ends"
+        return [_tell(["scancel", job.job], done)]
+    # The job's script passes it on: a rank between two looks for the wish hears of it sooner.
+    done = f"job {job.job} on {job.nodes} was told"
+    return [_tell(["scancel", "--batch", "--signal=USR1", job.job], done)]
+
+
+def _tell(command: Sequence[str], done: str) -> str:
+    _, trouble = ask(command)
+    return f"failed: {trouble}" if trouble else done
+
+
+def _stop_here(layout: RunLayout) -> list[str]:
+    ranks = [pid for pid in find_ranks().get(layout.root, []) if is_rank(pid)]
+    for pid in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    return [f"{len(ranks)} processes on {os.uname().nodename} were told"] if ranks else []

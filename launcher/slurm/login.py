@@ -1,0 +1,68 @@
+"""What a login node can know before a job is submitted: the request against the site, and the folders."""
+
+from pathlib import Path
+
+from launcher.slurm.ask import ask_associations, ask_reservations, ask_site, expand_hosts
+from launcher.slurm.call import SlurmAwayError, SlurmError, call_slurm
+from launcher.slurm.limits import check_associations, judge_request
+from launcher.slurm.paths import check_paths
+from training.config.names import nearest
+from training.config.schema import RunConfig
+from training.errors import ClusterError
+
+_ATTEMPTS = 3
+_MAY_PASS = ("down, drained", "busy", "not responding")
+"""Reasons of `sbatch --test-only` that are about today, not about the request."""
+
+
+def check_slurm(config: RunConfig) -> list[str]:
+    """Refuse what Slurm would refuse, or would let wait for ever, and what the nodes would miss.
+
+    Returns:
+        What may go wrong, in words.
+
+    Raises:
+        ClusterError: There is no Slurm here, or it can never give what is asked for.
+        StorageError: The checkpoints do not fit on the disk.
+    """
+    notes = check_paths(config)
+    site = ask_site()
+    cluster = config.cluster
+    notes += judge_request(cluster, site, expand_hosts(cluster.slurm.exclude))
+    if cluster.slurm.reservation is not None:
+        _check_reservation(cluster.slurm.reservation)
+    if cluster.slurm.account is not None or cluster.slurm.qos is not None:
+        associations = ask_associations()
+        if associations is None:
+            notes.append("whether account and qos are yours: Slurm's accounting does not tell it here")
+        else:
+            check_associations(cluster, associations)
+    return notes
+
+
+def check_script(script: Path) -> str | None:
+    """Have Slurm read a job script without submitting it (sbatch --test-only).
+
+    Returns:
+        When and where it would start, in Slurm's words; None where it cannot tell today.
+
+    Raises:
+        ClusterError: Slurm refuses it.
+    """
+    words = ["sbatch", "--test-only", str(script)]
+    try:
+        # Where it would start is told on stderr.
+        said = call_slurm(["sh", "-c", 'exec "$@" 2>&1', "sh", *words], attempts=_ATTEMPTS)
+    except SlurmAwayError:
+        raise
+    except SlurmError as error:
+        if any(reason in str(error) for reason in _MAY_PASS):
+            return None
+        raise ClusterError(f"{script}: {error}") from None
+    return said.strip().removeprefix("sbatch: ") or None
+
+
+def _check_reservation(name: str) -> None:
+    found = ask_reservations()
+    if name not in found:
+        raise ClusterError(f"cluster.slurm.reservation={name} does not exist{nearest(name, found)}")

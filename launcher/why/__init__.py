@@ -1,0 +1,1 @@
+"""Why a run ended: facts from its directory and from Slurm, held against a catalogue of causes."""

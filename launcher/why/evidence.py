@@ -1,0 +1,184 @@
+"""Gathers the facts about a run's last end: from its directory, and from Slurm where it ran there."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.seeing.facts import RunFacts, read_facts
+from launcher.seeing.logs import find_rank_logs
+from launcher.seeing.read import read_object, read_records, read_tail, text
+from launcher.why.match import Fact
+from launcher.why.sacct import Row, ask_rows, last_start, read_rows, say_row
+from training.layout import START_MARK, RunLayout
+
+START_MARKS = (START_MARK, "metier job: start ")
+"""With these words each start begins in a log that is appended to: a rank's, a job's."""
+
+SAVED_ROWS = "sacct.txt"
+"""What sacct said, kept beside a recorded run: it is read instead of asking."""
+
+SAID = "command.log"
+"""What the command itself printed, kept beside a recorded run."""
+
+_LINES = 400
+_ROOT_CAUSE = re.compile(r"rank\s+: (\d+) \(local_rank")
+_HOST = re.compile(r"host\s+: (\S+)")
+_TASK = re.compile(r"srun: error: (\S+): task (\d+): (.+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failing:
+    """The rank that failed first, as far as it can be known."""
+
+    rank: int
+    node: str
+    how: str
+    """By what it is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All that was found."""
+
+    run: RunFacts
+    facts: tuple[Fact, ...]
+    failing: Failing | None
+    rows: tuple[Row, ...]
+    """Slurm's, of all starts of the job."""
+
+    job: str | None
+    trouble: str
+    """Why Slurm says nothing; nothing where it did, or has nothing to do with it."""
+
+
+def gather(layout: RunLayout, job: str | None = None, said: Path | None = None) -> Evidence:
+    """Gather what there is about the last end of a run.
+
+    Args:
+        layout: The run.
+        job: Slurm's number of the job to look at; None: the newest.
+        said: A file with what a command printed, or a job's log from elsewhere.
+    """
+    run = read_facts(layout)
+    job = job or (run.jobs[-1] if run.jobs else None)
+    rows, trouble = _find_rows(layout, job)
+    log = layout.job_log(job) if job else None
+    facts = [
+        *_read_outcome(run.outcome),
+        *_read_log("launch", layout.logs / "launch.log"),
+        *(_read_log("job", log) if log else []),
+        *_read_log("command", said or layout.root / SAID),
+        *_read_log("tracker", layout.logs / "tracker.log"),
+        *_read_events(run),
+        *_read_jobs(layout),
+        *[Fact(source="sacct", text=say_row(row), where="sacct") for row in last_start(rows)],
+        *_read_preflight(layout),
+    ]
+    for path in find_rank_logs(layout):
+        facts += _read_log("rank", path, rank=int(path.stem.removeprefix("rank_")))
+    return Evidence(
+        run=run,
+        facts=tuple(facts),
+        failing=find_failing(run.outcome, facts),
+        rows=tuple(rows),
+        job=job,
+        trouble=trouble,
+    )
+
+
+def gather_text(path: Path, content: Sequence[str]) -> tuple[Fact, ...]:
+    """Take a text alone, where there is no run directory: a console, a job's log."""
+    return tuple(Fact(source="command", text=line, where=path.name) for line in content)
+
+
+def newest_start(lines: Sequence[str]) -> Sequence[str]:
+    """Give the lines of the last start; all, where a log does not mark them."""
+    marks = [place for place, line in enumerate(lines) if line.startswith(START_MARKS)]
+    return lines[marks[-1] :] if marks else lines
+
+
+def find_failing(outcome: dict[str, Any], facts: Sequence[Fact]) -> Failing | None:
+    """Find the rank that failed first: torchrun and srun saw processes end, outcome.json is a rank's own word.
+
+    A rank that was killed says nothing; the outcome is then another's, which only lost its peer.
+    """
+    rank = outcome.get("rank")
+    told = text(outcome, "state") == "FAILED" and isinstance(rank, int)
+    lost = text(outcome, "error_class") == "PeerLostError" or text(outcome, "cause") == "peer"
+    if told and not lost:
+        return Failing(rank=int(rank or 0), node=text(outcome, "node"), how="outcome.json")
+    seen = _find_ended(facts)
+    if seen is None and told:
+        return Failing(rank=int(rank or 0), node=text(outcome, "node"), how="outcome.json")
+    return seen
+
+
+def _find_ended(facts: Sequence[Fact]) -> Failing | None:
+    root = host = ""
+    in_root_cause = False
+    for fact in facts:
+        if fact.source not in {"launch", "job"}:
+            continue
+        if match := _TASK.search(fact.text):
+            return Failing(rank=int(match[2]), node=match[1], how=f"srun: {match[3]}")
+        in_root_cause = in_root_cause or "Root Cause" in fact.text
+        if in_root_cause:
+            host = host or (match[1] if (match := _HOST.search(fact.text)) else "")
+            root = root or (match[1] if (match := _ROOT_CAUSE.search(fact.text)) else "")
+    return Failing(rank=int(root), node=host, how="torchrun") if root else None
+
+
+def _find_rows(layout: RunLayout, job: str | None) -> tuple[list[Row], str]:
+    saved = layout.root / SAVED_ROWS
+    if saved.is_file():
+        return read_rows(read_tail(saved)), ""
+    return ask_rows(job) if job else ([], "")
+
+
+def _read_outcome(outcome: dict[str, Any]) -> list[Fact]:
+    if not outcome:
+        return []
+    words = " ".join(
+        f"{name}={outcome[key]}"
+        for name, key in (
+            ("state", "state"),
+            ("class", "error_class"),
+            ("cause", "cause"),
+            ("rank", "rank"),
+            ("node", "node"),
+            ("notice", "notice"),
+            ("message", "message"),
+        )
+        if outcome.get(key) is not None
+    )
+    return [Fact(source="outcome", text=words, where="outcome.json")]
+
+
+def _read_log(source: str, path: Path, rank: int | None = None) -> list[Fact]:
+    lines = newest_start(read_tail(path, _LINES))
+    return [Fact(source=source, text=line, where=path.name, rank=rank) for line in lines if line.strip()]
+
+
+def _read_events(run: RunFacts) -> list[Fact]:
+    newest = run.starts
+    return [
+        Fact(source="events", text=json.dumps(event, ensure_ascii=False), where="events.jsonl")
+        for event in run.events
+        if event.get("incarnation") in {newest, None}
+    ]
+
+
+def _read_jobs(layout: RunLayout) -> list[Fact]:
+    return [
+        Fact(source="events", text=json.dumps(line, ensure_ascii=False), where="jobs.jsonl")
+        for line in read_records(layout.jobs)
+    ]
+
+
+def _read_preflight(layout: RunLayout) -> list[Fact]:
+    found = read_object(layout.preflight)
+    lines = json.dumps(found, indent=1, ensure_ascii=False).splitlines() if found else []
+    return [Fact(source="preflight", text=line.strip(), where="preflight.json") for line in lines]

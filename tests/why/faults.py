@@ -1,0 +1,317 @@
+"""Faults of trainings, provoked for real on this machine; some need root, for a small disk or another user."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.why.work import FAKE_KEY, LONG, TWO, Work
+
+_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+_TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+
+
+def settings_changed(work: Work) -> None:
+    half_a_run(work)
+    work.metier("train", *LONG, "optimizer.learning_rate=1e-4")
+
+
+def shard_damaged(work: Work) -> None:
+    for path in work.folder.glob("data/*/shards/*.arrow"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.chmod(0o644)
+        path.write_bytes(content)
+    work.metier("train", *TWO)
+
+
+def loss_not_finite(work: Work) -> None:
+    work.metier("train", *TWO, "optimizer.learning_rate=1e30", "loop.max_skipped_in_a_row=2")
+
+
+def rank_killed(work: Work) -> None:
+    hit(work, 1, signal.SIGKILL)
+
+
+def rank_crashed(work: Work) -> None:
+    hit(work, 1, signal.SIGSEGV)
+
+
+def collective_timeout(work: Work) -> None:
+    with work.started("train", *LONG, "cluster.timeout_seconds=10") as command:
+        work.wait_for_step(4)
+        stopped = work.rank(1)
+        os.kill(stopped, signal.SIGSTOP)
+        command.wait(110)
+
+
+def stopped_by_notice(work: Work) -> None:
+    with work.started("train", *LONG) as command:
+        work.wait_for_step(4)
+        command.send_signal(signal.SIGTERM)
+
+
+def killed_without_word(work: Work) -> None:
+    with work.started("train", *LONG) as command:
+        work.wait_for_step(4)
+        work.rank(1)
+        os.killpg(command.pid, signal.SIGKILL)
+        for pid in work.ranks().values():
+            os.kill(pid, signal.SIGKILL)
+
+
+def fenced(work: Work) -> None:
+    with work.started("train", *LONG) as first:
+        work.wait_for_step(25)
+        second = subprocess.Popen(
+            work.command("train", *LONG),
+            cwd=work.folder,
+            env=work.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            first.wait(100)
+        finally:
+            second.send_signal(signal.SIGTERM)
+            second.wait(60)
+
+
+def peer_lost(work: Work) -> None:
+    """Two ranks as srun starts them; of the one that dies only the other can tell."""
+    half_a_run(work)
+    with listening_port() as port:
+        pass
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    before = work.steps()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "training.worker", str(work.run)],
+            cwd=work.folder,
+            env=work.environment(RANK=str(rank), LOCAL_RANK=str(rank), **common),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    work.wait_for_step(before + 5)
+    ranks[1].kill()
+    for rank in ranks:
+        rank.wait(60)
+    work.keep("")
+
+
+def checkpoints_damaged(work: Work) -> None:
+    half_a_run(work)
+    for path in work.run.glob("checkpoints/step_*/rank_*.bin"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    work.metier("train", *LONG)
+
+
+def checkpoints_without_run(work: Work) -> None:
+    half_a_run(work)
+    (work.run / "run.json").unlink()
+    work.metier("train", *LONG)
+
+
+def base_changed(work: Work) -> None:
+    half_a_run(work)
+    for path in work.folder.glob("models/*/*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    work.metier("train", *LONG)
+
+
+def model_incomplete(work: Work) -> None:
+    for path in work.folder.glob("models/*/*.safetensors"):
+        os.truncate(path, path.stat().st_size // 2)
+    work.metier("train", *TWO)
+
+
+def disk_full(work: Work) -> None:
+    with small_disk(work.folder / "runs", "size=2M"):
+        work.metier("train", *LONG, "loop.checkpoint_every_steps=4")
+        save_run(work)
+    put_back(work)
+
+
+def read_only(work: Work) -> None:
+    with small_disk(work.folder / "runs", "size=8M,ro"):
+        work.metier("train", *TWO)
+
+
+def permission_denied(work: Work) -> None:
+    (work.folder / "runs").mkdir(mode=0o755)
+    work.metier("train", *TWO, before=_NOBODY)
+
+
+def quota_exceeded(work: Work) -> None:
+    # Every sync of a file says what a quota says: a checkpoint cannot be made durable.
+    strace = ("strace", "-f", "-qq", "-o", "/dev/null", "--seccomp-bpf", "-e", "trace=fsync")
+    inject = ("-e", "inject=fsync:error=EDQUOT:when=12+")
+    work.metier("train", *TWO, before=(*strace, *inject))
+
+
+def memory_exhausted(work: Work) -> None:
+    limit = ("prlimit", f"--as={6 << 30}")
+    work.metier("train", *TWO, "batch.micro_batch_size=4096", "batch.global_batch_size=8192", before=limit)
+
+
+def open_files(work: Work) -> None:
+    work.metier("train", *TWO, before=("prlimit", "--nofile=40"))
+
+
+def threads_limit(work: Work) -> None:
+    (work.folder / "runs").mkdir()
+    os.chown(work.folder / "runs", 65534, 65534)
+    os.chown(work.folder / "home", 65534, 65534) if (work.folder / "home").exists() else None
+    # Everything that this user may have running, threads included.
+    work.metier("train", *TWO, before=("prlimit", "--nproc=12", *_NOBODY))
+
+
+def world_size_wrong(work: Work) -> None:
+    half_a_run(work)
+    work.do(*_TORCHRUN, "--standalone", "--nproc-per-node=3", "-m", "training.worker", str(work.run))
+
+
+def environment_incomplete(work: Work) -> None:
+    half_a_run(work)
+    work.do(sys.executable, "-m", "training.worker", str(work.run), RANK="0")
+
+
+def package_missing(work: Work) -> None:
+    half_a_run(work)
+    work.do("/usr/bin/python3", "-m", "training.worker", str(work.run), RANK="0")
+
+
+def port_in_use(work: Work) -> None:
+    half_a_run(work)
+    with listening_port() as port:
+        endpoint = ("--nnodes=1", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
+        work.do(*_TORCHRUN, *endpoint, "-m", "training.worker", str(work.run))
+
+
+def head_unreachable(work: Work) -> None:
+    half_a_run(work)
+    work.do(*_TORCHRUN, *meet("127.0.0.1:9"), "-m", "training.worker", str(work.run))
+
+
+def head_unknown(work: Work) -> None:
+    half_a_run(work)
+    work.do(*_TORCHRUN, *meet("no-such-host.invalid:29400"), "-m", "training.worker", str(work.run))
+
+
+def wandb_no_key(work: Work) -> None:
+    work.metier("train", *TWO, "tracker=online")
+
+
+def wandb_unreachable(work: Work) -> None:
+    work.metier("train", *TWO, "tracker=online", WANDB_API_KEY=FAKE_KEY, WANDB_BASE_URL="http://127.0.0.1:9")
+
+
+def checkpoint_missing(work: Work) -> None:
+    work.metier("train", *TWO, "loop.max_steps=1")
+    shutil.rmtree(work.run / "checkpoints")
+    work.metier("export", "name=mine")
+
+
+def half_a_run(work: Work) -> None:
+    """Make a run that was killed after its second checkpoint; what it said itself is forgotten."""
+    with work.started("train", *LONG) as command:
+        work.wait_for_step(45)
+        os.killpg(command.pid, signal.SIGKILL)
+        for pid in work.ranks().values():
+            os.kill(pid, signal.SIGKILL)
+    for path in work.run.glob("logs/*.log"):
+        path.unlink()
+
+
+def hit(work: Work, rank: int, number: int) -> None:
+    with work.started("train", *LONG):
+        work.wait_for_step(4)
+        os.kill(work.rank(rank), number)
+
+
+def meet(endpoint: str) -> tuple[str, ...]:
+    return (
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={endpoint}",
+        "--rdzv-conf=is_host=0,timeout=5",
+    )
+
+
+@contextlib.contextmanager
+def listening_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, options: str) -> Iterator[None]:
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def save_run(work: Work) -> None:
+    """Take the run from a disk that is about to go."""
+    aside = work.folder / "aside"
+    shutil.copytree(work.run, aside, ignore=shutil.ignore_patterns("checkpoints"))
+
+
+def put_back(work: Work) -> None:
+    shutil.copytree(work.folder / "aside", work.run, dirs_exist_ok=True)
+
+
+CASES = [
+    settings_changed,
+    shard_damaged,
+    loss_not_finite,
+    rank_killed,
+    rank_crashed,
+    collective_timeout,
+    stopped_by_notice,
+    killed_without_word,
+    fenced,
+    peer_lost,
+    checkpoints_damaged,
+    checkpoints_without_run,
+    base_changed,
+    model_incomplete,
+    disk_full,
+    read_only,
+    permission_denied,
+    quota_exceeded,
+    memory_exhausted,
+    open_files,
+    threads_limit,
+    world_size_wrong,
+    environment_incomplete,
+    package_missing,
+    port_in_use,
+    head_unreachable,
+    head_unknown,
+    wandb_no_key,
+    wandb_unreachable,
+    checkpoint_missing,
+]

@@ -1,0 +1,185 @@
+"""Faults of jobs, provoked by small batch scripts on the test cluster; what Slurm says of them is kept as well."""
+
+import atexit
+import json
+from contextlib import ExitStack
+from functools import cache
+
+from launcher.why.sacct import FIELDS
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import job_nodes, submit, wait_for_state, wait_until_ended
+from tests.slurm.lifetime import new_root, started
+from tests.slurm.settings import Settings
+from tests.why.work import Work, wait_for
+
+_HEAD = "#!/bin/bash\n"
+_SLEEP = "srun sleep 600\n"
+_GREEDY = "python3 -c 'a = [bytearray(1 << 24) for _ in range(1000)]; input()'\n"
+
+
+@cache
+def get_cluster() -> Cluster:
+    """Start the cluster with the first fault; it ends with the recorder."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(
+        started(Settings(root=new_root(), nodes=3, gpus=2, accounting=True, enforces_memory=True))
+    )
+
+
+def submit_script(work: Work, script: str, *options: str) -> int:
+    """Submit a script as a job of the run; its log lies where a run's job's does."""
+    logs = work.run / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    path = work.run / "job.sh"
+    path.write_text(_HEAD + script)
+    output = () if any(word.startswith("--output") for word in options) else (f"--output={logs}/job_%j.log",)
+    words = ("--parsable", "--open-mode=append", *output, *options, str(path))
+    job = submit(get_cluster(), *words[1:], cwd=work.folder)
+    line = {"event": "submitted", "job": str(job), "nodes": 1}
+    (work.run / "jobs.jsonl").write_text(json.dumps(line) + "\n")
+    return job
+
+
+def keep_rows(work: Work, job: int, state: str) -> None:
+    """Keep what sacct says of the job, once it says so."""
+    words = ("sacct", "-D", "-P", f"--format={','.join(FIELDS)}", "-j", str(job))
+    rows = ""
+
+    def is_said() -> bool:
+        nonlocal rows
+        rows = get_cluster().run(*words, check=False).stdout
+        return state in rows
+
+    wait_for(is_said, f"{state} of job {job} in sacct")
+    (work.folder / "sacct.txt").write_text(rows)
+
+
+def run_script(work: Work, script: str, state: str, *options: str) -> None:
+    """Submit a script, wait for its end, keep what Slurm says."""
+    job = submit_script(work, script, *options)
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, job, state)
+
+
+def refused(work: Work, *options: str) -> None:
+    """Keep the words by which sbatch refuses a job."""
+    path = work.folder / "job.sh"
+    path.write_text(_HEAD + _SLEEP)
+    said = get_cluster().run("sbatch", *options, str(path), check=False, cwd=work.folder)
+    work.keep(said.stdout + said.stderr)
+
+
+def command_not_found(work: Work) -> None:
+    run_script(work, "python3.99 -m training.worker\n", "FAILED")
+
+
+def modules_missing(work: Work) -> None:
+    run_script(work, "set -e\nmodule load cuda/12.4\n", "FAILED")
+
+
+def program_missing(work: Work) -> None:
+    run_script(work, "srun /opt/environment/bin/python -m training.worker\n", "FAILED")
+
+
+def folder_missing(work: Work) -> None:
+    run_script(work, "srun cat data.txt\n", "FAILED", f"--chdir={work.folder}/gone")
+
+
+def job_failed(work: Work) -> None:
+    run_script(work, "exit 3\n", "FAILED")
+
+
+def log_unwritable(work: Work) -> None:
+    run_script(work, "true\n", "FAILED", "--output=/nowhere/logs/job_%j.log")
+
+
+def step_refused(work: Work) -> None:
+    run_script(work, "srun --ntasks=64 --nodes=1 --immediate=5 true\n", "FAILED", "--nodes=1")
+
+
+def task_killed(work: Work) -> None:
+    run_script(work, "srun --ntasks=2 --kill-on-bad-exit=1 bash -c 'kill -9 $$'\n", "FAILED", "--ntasks=2")
+
+
+def out_of_memory(work: Work) -> None:
+    run_script(work, f"srun {_GREEDY}", "OUT_OF_MEMORY", "--mem=100M")
+
+
+def job_cancelled(work: Work) -> None:
+    job = submit_script(work, _SLEEP)
+    wait_for_state(get_cluster(), job, "RUNNING")
+    get_cluster().run("scancel", str(job))
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, job, "CANCELLED")
+
+
+def preempted(work: Work) -> None:
+    job = submit_script(work, _SLEEP, "--partition=low", "--nodes=3", "--exclusive", "--requeue")
+    wait_for_state(get_cluster(), job, "RUNNING")
+    words = ("--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 30")
+    higher = submit(get_cluster(), *words)
+    keep_rows(work, job, "PREEMPTED")
+    get_cluster().run("scancel", str(job), str(higher))
+    wait_until_ended(get_cluster(), job)
+
+
+def node_failed(work: Work) -> None:
+    job = submit_script(work, _SLEEP, "--nodes=2", "--no-requeue")
+    found = wait_for_state(get_cluster(), job, "RUNNING")
+    node = job_nodes(get_cluster(), found)[1]
+    get_cluster().power_off(node)
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, job, "NODE_FAIL")
+    get_cluster().boot(node)
+
+
+def time_limit(work: Work) -> None:
+    run_script(work, _SLEEP, "TIMEOUT", "--time=1")
+
+
+def partition_unknown(work: Work) -> None:
+    refused(work, "--partition=nowhere")
+
+
+def nodes_unavailable(work: Work) -> None:
+    refused(work, "--gpus-per-node=16")
+
+
+def too_many_nodes(work: Work) -> None:
+    refused(work, "--nodes=99")
+
+
+def time_refused(work: Work) -> None:
+    refused(work, "--partition=short", "--time=2-00:00:00")
+
+
+def controller_away(work: Work) -> None:
+    cluster = get_cluster()
+    cluster.stop_controller()
+    try:
+        refused(work)
+    finally:
+        cluster.start_controller()
+
+
+CASES = {
+    "command_not_found": command_not_found,
+    "modules_missing": modules_missing,
+    "program_missing": program_missing,
+    "folder_missing": folder_missing,
+    "job_failed": job_failed,
+    "log_unwritable": log_unwritable,
+    "step_refused": step_refused,
+    "rank_killed.task": task_killed,
+    "out_of_memory": out_of_memory,
+    "job_cancelled": job_cancelled,
+    "preempted": preempted,
+    "node_failed": node_failed,
+    "time_limit": time_limit,
+    "partition_unknown": partition_unknown,
+    "nodes_unavailable": nodes_unavailable,
+    "nodes_unavailable.count": too_many_nodes,
+    "time_refused": time_refused,
+    "controller_away": controller_away,
+}

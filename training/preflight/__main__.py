@@ -1,0 +1,37 @@
+"""The entry of every process of a preflight: `python -m training.preflight RUN_DIR`."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
+from training.layout import RunLayout
+from training.processes import end_with_parent
+
+
+def main() -> int:
+    """Take part in the preflight; only the lead's exit code counts."""
+    if len(sys.argv) != 2:  # noqa: PLR2004
+        sys.stderr.write("usage: python -m training.preflight RUN_DIR (started by `metier preflight`)\n")
+        return EXIT_USER_ERROR
+    end_with_parent(os.getppid())
+    leads = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    try:
+        from training.preflight.run import quieten, run  # noqa: PLC0415
+
+        return run(RunLayout(Path(sys.argv[1]).absolute()), os.environ, quieten())
+    except MetierError as error:
+        sys.stderr.write(f"metier preflight: {error}\n")
+        return EXIT_USER_ERROR if leads else EXIT_OK
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAILED if leads else EXIT_OK
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # What hung is left behind in its thread, and must not hold up the end.
+    os._exit(code)
