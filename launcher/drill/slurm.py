@@ -109,14 +109,6 @@ class SlurmStage:
             "reservation": slurm.reservation,
         }
         options = [f"--{key}={value}" for key, value in asked.items() if value is not None]
-        hosts = sorted(
-            {
-                host
-                for line in read_journal(layout.jobs)
-                if line["event"] == "started"
-                for host in line["nodes"]
-            }
-        )
         command = ["srun", *options, "--ntasks-per-node=1", "--time=2", f"--nodelist={','.join(hosts)}"]
         script = ["bash", "-c", _LOOK, "look", str(layout.root), str(int(self._began))]
         try:
