@@ -16,13 +16,19 @@ _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 _GRACE_SECONDS = "120"
 
 
-def torchrun_command(config: RunConfig, run_directory: Path, node_rank: int | None = None) -> list[str]:
+def torchrun_command(
+    config: RunConfig,
+    run_directory: Path,
+    node_rank: int | None = None,
+    module: str = "training.worker",
+) -> list[str]:
     """Give the command that starts a host's share of the run.
 
     Args:
         config: The run.
         run_directory: Its folder, the same one on all hosts.
         node_rank: The host's number, where hosts are told their numbers.
+        module: What each process is.
     """
     cluster, layout = config.cluster, RunLayout(run_directory)
     rendezvous = ["--standalone"]
@@ -43,7 +49,7 @@ def torchrun_command(config: RunConfig, run_directory: Path, node_rank: int | No
         # Else each start leaves a folder behind in the system's temporary one.
         f"--log-dir={layout.torchrun}",
         "-m",
-        "training.worker",
+        module,
         str(run_directory),
     ]
 

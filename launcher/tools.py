@@ -10,6 +10,7 @@ from training.config.names import nearest
 from training.errors import ConfigError
 
 TOOLS = {
+    "preflight": ("launcher.preflight", "look at nodes, disks, clocks and the network before a run"),
     "checkpoints": ("launcher.checkpoints", "list, verify, prune or convert what a run has saved"),
     "status": ("launcher.seeing.status", "what every run is at: state, step, loss, speed, time left"),
     "watch": ("launcher.seeing.watch", "look on while a run trains, over its restarts"),
@@ -18,8 +19,8 @@ TOOLS = {
     "why": ("launcher.why.why", "why a run ended, and what to do"),
     "sync": ("launcher.seeing.sync", "send to Weights & Biases what a run has not sent yet"),
     "scale": ("launcher.scaling.verb", "train briefly at several sizes: what more devices are worth"),
-    "drill": ("launcher.drill.verb", "interrupt a tiny run and prove that it goes on bit for bit"),
     "cluster": ("launcher.clusters", "write a cluster's configuration from what its Slurm says, or show it"),
+    "drill": ("launcher.drill.verb", "interrupt a tiny run and prove that it goes on bit for bit"),
 }
 """Verb: its module, and what it is for."""
 

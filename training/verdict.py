@@ -93,13 +93,19 @@ def read_verdict(path: Path) -> Verdict:
 
     Whoever starts a preflight removes the file first: the one before this is no news of these nodes.
     """
-    try:
-        return Report.model_validate_json(path.read_bytes()).verdict
-    except FileNotFoundError:
-        reason = f"{path} is missing: the preflight did not come to an end, its lead node may be the bad one"
-    except (OSError, ValidationError):
-        reason = f"{path} cannot be read"
+    report = find_report(path)
+    if report is not None:
+        return report.verdict
+    reason = f"{path} is missing: the preflight did not come to an end, its lead node may be the bad one"
     return Verdict(kind="unknown", nodes=(), reason=reason)
+
+
+def find_report(path: Path) -> Report | None:
+    """Read preflight.json; None where it is missing or is none."""
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def say(finding: Finding, verdict: Verdict) -> str:

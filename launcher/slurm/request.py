@@ -20,6 +20,9 @@ from training.layout import RunLayout
 _LEAST_LEAD_SECONDS = 60
 """What the stop takes beside the save; also how much earlier than asked for Slurm may send its signal."""
 
+_LOOK_GRACE_SECONDS = 30
+"""Of a preflight, beyond its budget: the start of Python."""
+
 _OWNED = {
     "account": "cluster.slurm.account",
     "array": "metier train -m",
@@ -189,6 +192,21 @@ def plan_srun(config: RunConfig) -> list[str]:
         # HPE asks for it beside FI_CXI_RDZV_PROTO=alt_read (shs-ccl-docs, ccl_env.sh).
         *(["--network=disable_rdzv_get"] if is_slingshot else []),
         *plan_container_srun(config, sorted({"OMP_NUM_THREADS", *plan_variables(config)})),
+    ]
+
+
+def plan_look_srun(config: RunConfig) -> list[str]:
+    """Give srun's options for a preflight, unquoted: a node that cannot start is to be named, not feared.
+
+    Raises:
+        ConfigError: A folder cannot be shown inside the container.
+    """
+    return [
+        *plan_srun(config),
+        # A node on which nothing starts would take the lead, which names it, along.
+        "--kill-on-bad-exit=0",
+        # What still hangs when all is over is ended; counted from the first rank that ends, however it does.
+        f"--wait={config.cluster.preflight.budget_seconds + _LOOK_GRACE_SECONDS}",
     ]
 
 

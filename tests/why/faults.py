@@ -1,4 +1,4 @@
-"""Faults of trainings, provoked for real on this machine; some need root, for a small disk or another user."""
+"""Faults of trainings, provoked for real here; some need root, for a small disk or another user."""
 
 import contextlib
 import os
@@ -266,11 +266,11 @@ def listening_port() -> Iterator[int]:
 @contextlib.contextmanager
 def small_disk(folder: Path, options: str) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
+    subprocess.run(["/usr/bin/mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        subprocess.run(["/usr/bin/umount", "-l", str(folder)], check=True)
 
 
 def save_run(work: Work) -> None:

@@ -5,6 +5,9 @@ import sys
 import traceback
 from pathlib import Path
 
+# Else torch tells at length of every connection that a peer closes.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
 from training.layout import RunLayout
 from training.processes import end_with_parent

@@ -3,13 +3,14 @@
 A collective would not end where one node is dead, and that is the very thing to be found out.
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import DistError, PrefixStore, TCPStore
 
 from training.errors import ClusterError, first_line
 from training.preflight.nodes import expand_nodes
@@ -28,23 +29,44 @@ class Board:
         self._store, self._prefix = PrefixStore(prefix, store), prefix
 
     def post(self, name: str, value: Any) -> None:
-        """Leave a message."""
-        self._store.set(name, json.dumps(value))
+        """Leave a message.
+
+        Raises:
+            ClusterError: The lead has gone.
+        """
+        with _lead_needed():
+            self._store.set(name, json.dumps(value))
 
     def find(self, name: str, seconds: float) -> Any | None:
-        """Wait for a message; None when it does not come in time."""
+        """Wait for a message; None when it does not come in time.
+
+        Raises:
+            ClusterError: The lead has gone.
+        """
         return self.collect([name], seconds).get(name)
 
     def collect(self, names: Sequence[str], seconds: float) -> dict[str, Any]:
-        """Wait for several messages; give those that came in time."""
+        """Wait for several messages; give those that came in time.
+
+        Raises:
+            ClusterError: The lead has gone.
+        """
         deadline, found = time.monotonic() + seconds, dict[str, Any]()
         while True:
-            for name in names:
-                if name not in found and self._store.check([name]):
-                    found[name] = json.loads(self._store.get(name))
+            with _lead_needed():
+                new = [name for name in names if name not in found and self._store.check([name])]
+                found |= {name: json.loads(self._store.get(name)) for name in new}
             if len(found) == len(names) or time.monotonic() >= deadline:
                 return found
             time.sleep(_POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _lead_needed() -> Iterator[None]:
+    try:
+        yield
+    except DistError as error:
+        raise ClusterError(f"the preflight's lead has gone ({first_line(error)}); see its log") from None
 
 
 def find_address(environ: Mapping[str, str]) -> tuple[str, int]:

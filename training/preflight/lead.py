@@ -11,6 +11,7 @@ from training.preflight.facts import Facts, NetworkFacts, Pair, RankFacts
 from training.preflight.judge import judge, needs_all_pairs
 from training.preflight.looks import ARRIVE, LOOK, MEET, PAIR
 from training.preflight.member import (
+    BYE,
     DONE,
     FACTS,
     HERE,
@@ -29,6 +30,8 @@ from training.verdict import Report, Verdict, say, write_report
 
 _LATE = 0.03
 """Share of the budget that an answer may take to arrive after its deadline."""
+
+_LAST_SECONDS = 2.0
 
 
 class Lead:
@@ -77,6 +80,8 @@ class Lead:
             sys.stderr.write(f"metier preflight: {say(finding, verdict)}\n")
         write_report(layout.preflight, report)
         self._board.post(DONE, True)
+        # With this process the board is gone.
+        self._collect(BYE, [each.rank for each in network if each.rank != member.ranks.rank], _LAST_SECONDS)
         return verdict
 
     def _call(self) -> list[int]:

@@ -34,10 +34,11 @@ from training.preflight.nvml import count_gpus, describe_absence, find_driver, l
 from training.ranks import Ranks
 from training.verdict import UNNAMED
 
-HERE, START, FACTS, ROLL, NETWORK, PAIRS, DONE = "here", "start", "facts", "roll", "network", "pairs", "done"
-"""Messages; those of each rank are followed by its number."""
+START, ROLL, PAIRS, DONE = "start", "roll", "pairs", "done"
+"""The lead's messages."""
 
-LINKS = "links"
+HERE, FACTS, NETWORK, LINKS, BYE = "here", "facts", "network", "links", "bye"
+"""Each rank's; its number follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,8 @@ class Member:
         if self.board.find(PAIRS, self.clock.left(1)):
             self.post(LINKS, [pair.model_dump(mode="json") for pair in self.play()[0]])
         # The others may still be reading what this one has sent.
-        self.board.find(DONE, self.clock.left(1))
+        if self.board.find(DONE, self.clock.left(1)):
+            self.post(BYE, True)
 
     def look(self) -> RankFacts:
         """Look at this rank's device, and as a node's first rank at the node."""

@@ -14,9 +14,9 @@ _HEAD = (
     "ranks",
     "product",
     "memory",
-    "run directory",
+    "run directory",  # written and read
     "local disk",
-    "free there",
+    "free",
     "clock",
     "link",
     "verdict",
