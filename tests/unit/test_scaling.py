@@ -1,4 +1,4 @@
-"""What `metier scale` computes: from single runs' journals to efficiency, the parts of a step and the knee."""
+"""What `metier scale` computes: from single runs' journals to efficiency, a step's parts and the knee."""
 
 import json
 from dataclasses import replace
@@ -167,7 +167,7 @@ def test_a_failed_smallest_size_leaves_the_next_one_to_compare_with() -> None:
 
 
 def test_communication_is_what_the_same_work_takes_longer_than_alone() -> None:
-    # Alone: 8 passes in 0.8 s, an update of 0.1 s. On four devices 2 passes of it are 0.2 s, the update 0.025 s.
+    # Alone: 8 passes in 0.8 s, an update of 0.1 s. On four devices 2 passes are 0.2 s, the update 0.025 s.
     four = replace(speed(300.0), forward_seconds=0.1, backward_seconds=0.25, optimizer_seconds=0.05)
     parts = split_step(
         size(4, speeds=(replace(four, step_seconds=0.5, data_wait_seconds=0.04),)),
