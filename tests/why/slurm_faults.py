@@ -162,7 +162,7 @@ def too_many_nodes(work: Work) -> None:
 
 
 def waits_for_nodes(work: Work) -> None:
-    waits(work, "PartitionNodeLimit", "--nodes=99")
+    waits(work, "PartitionConfig", "--nodes=99")
 
 
 def time_refused(work: Work) -> None:
