@@ -56,6 +56,13 @@ def stopped_by_notice(work: Work) -> None:
         command.send_signal(signal.SIGTERM)
 
 
+def stopped_by_user(work: Work) -> None:
+    with work.started("train", *LONG):
+        work.wait_for_step(4)
+        words = work.command("stop", "mine")
+        subprocess.run(words, cwd=work.folder, env=work.environment(), check=True)
+
+
 def killed_without_word(work: Work) -> None:
     with work.started("train", *LONG) as command:
         work.wait_for_step(4)
@@ -303,6 +310,7 @@ CASES = [
     collective_timeout,
     hang,
     stopped_by_notice,
+    stopped_by_user,
     killed_without_word,
     fenced,
     peer_lost,

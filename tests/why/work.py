@@ -156,7 +156,12 @@ def record(work: Work, case: Path) -> None:
         os.uname().nodename: "node1",
     }
     files = [*work.run.glob("logs/*.log"), *work.run.glob("incarnations/0*.json"), *work.run.glob("*.jsonl")]
-    files += [work.run / "outcome.json", work.run / "preflight.json", work.folder / "command.log"]
+    files += [
+        work.run / "outcome.json",
+        work.run / "stop.request",
+        work.run / "preflight.json",
+        work.folder / "command.log",
+    ]
     files += [work.folder / "sacct.txt", work.folder / "squeue.txt"]
     for path in files:
         if not path.is_file() or path.name in {"samples.jsonl"}:
