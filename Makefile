@@ -16,7 +16,7 @@ SLURM_NODES ?= 4
 DEBIAN_TOOLS := shellcheck:shellcheck strace:strace slurmctld:slurmctld slurmd:slurmd srun:slurm-client \
   munged:munge ip:iproute2 slurmdbd:slurmdbd slurmdbd:slurm-wlm-mysql-plugin mariadbd:mariadb-server
 
-.PHONY: help install demo test lint soak check slurm-up slurm-down debian-packages reference clean
+.PHONY: help install demo test lint soak check test-slurm-long slurm-up slurm-down debian-packages reference clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -59,6 +59,9 @@ test: install debian-packages  ## All tests
 
 soak: install  ## A fault every minute for SOAK_MINUTES (60), then as many steps without: the same bits
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.soak --minutes $(SOAK_MINUTES)
+
+test-slurm-long: install debian-packages  ## Real wall-time ends, and METIER_SOAK_FAULTS (60) random faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm -m slurm_long
 
 slurm-up: install debian-packages  ## A Slurm of SLURM_NODES (4) nodes on this machine, to try things on
 	@$(BIN)/python -m tests.slurm up $(SLURM_NODES) --accounting

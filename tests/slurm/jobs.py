@@ -67,7 +67,11 @@ def find_job(cluster: Cluster, job: int | str) -> Job | None:
 
 
 def wait_for_job(
-    cluster: Cluster, job: int | str, is_so: Callable[[Job], bool], seconds: float, what: str = "what was asked for"
+    cluster: Cluster,
+    job: int | str,
+    is_so: Callable[[Job], bool],
+    seconds: float,
+    what: str = "what was asked for",
 ) -> Job:
     """Ask for a job until something is true of it.
 
