@@ -16,7 +16,7 @@ SLURM_NODES ?= 4
 DEBIAN_TOOLS := shellcheck:shellcheck strace:strace slurmctld:slurmctld slurmd:slurmd srun:slurm-client \
   munged:munge ip:iproute2 slurmdbd:slurmdbd slurmdbd:slurm-wlm-mysql-plugin mariadbd:mariadb-server
 
-.PHONY: help install demo test lint soak check slurm-up slurm-down debian-packages reference clean
+.PHONY: help install demo test lint soak check test-slurm-long slurm-up slurm-down debian-packages reference clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,8 +33,8 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 
 install: $(VENV)/.installed  ## Make .venv with everything in it
 
-demo: install  ## Turn a general model into a medical one: prepare, train, evaluate, report
-	@$(BIN)/python -m launcher.demo $(DEMO)
+demo: install  ## Turn a general model into a medical one: prepare, train, evaluate, export
+	@$(BIN)/python -m launcher run $(DEMO)
 
 debian-packages:  ## Install the Debian packages that the checks need (asks for root where it must)
 	@missing=(); PATH=$$PATH:/usr/sbin:/sbin; \
@@ -52,12 +52,16 @@ lint: install debian-packages  ## Style, types, import contracts, shell scripts
 	git ls-files -z '*.sh' '*.sbatch' '.ci/run' | xargs -0 shellcheck
 	$(BIN)/python -m launcher.reference --check docs/configuration.md
 	$(BIN)/python -m launcher.strategies --check docs/strategies.md
+	$(BIN)/python -m launcher.troubleshooting --check docs/troubleshooting.md
 
 test: install debian-packages  ## All tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: install  ## A fault every minute for SOAK_MINUTES (60), then as many steps without: the same bits
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.soak --minutes $(SOAK_MINUTES)
+
+test-slurm-long: install debian-packages  ## Real wall-time ends, and METIER_SOAK_FAULTS (60) random faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm -m slurm_long
 
 slurm-up: install debian-packages  ## A Slurm of SLURM_NODES (4) nodes on this machine, to try things on
 	@$(BIN)/python -m tests.slurm up $(SLURM_NODES) --accounting
@@ -67,9 +71,10 @@ slurm-down:  ## End it, and all that runs on it
 
 check: lint test  ## Everything that CI runs
 
-reference: install  ## Write anew the pages that come from the code: settings and strategies
+reference: install  ## Write anew the pages that come from the code: settings, strategies, causes
 	$(BIN)/python -m launcher.reference docs/configuration.md
 	$(BIN)/python -m launcher.strategies docs/strategies.md
+	$(BIN)/python -m launcher.troubleshooting docs/troubleshooting.md
 
 clean:  ## Remove what the demo and the tests made; keeps .venv
 	rm -rf runs data models .pytest_cache .mypy_cache .ruff_cache

@@ -8,7 +8,7 @@ from launcher.tools import TOOLS, VALUED
 from training.config.names import nearest
 from training.errors import ConfigError
 
-COMPOSED_VERBS = ("prepare", "audit", "train", "evaluate", "export")
+COMPOSED_VERBS = ("prepare", "audit", "train", "evaluate", "export", "run")
 """Verbs that take KEY=VALUE and compose a configuration."""
 
 VERBS = (*COMPOSED_VERBS, *TOOLS)

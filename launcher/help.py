@@ -9,6 +9,7 @@ _PURPOSES = {
     "train": "train, or go on from the last checkpoint when the same command is run again",
     "evaluate": "measure before and after; write report/ into the run directory",
     "export": "write a Hugging Face folder, model/ or adapter/ in the run directory",
+    "run": "prepare, train, evaluate and export: here one after another, under Slurm as dependent jobs",
 } | {verb: purpose for verb, (_, purpose) in TOOLS.items()}
 
 _DETAILS = {
@@ -17,6 +18,8 @@ _DETAILS = {
     "train": "Writes run_root/name: run.json, logs, metrics.jsonl, checkpoints. One process per device.",
     "evaluate": "Reads run_root/name/run.json; evaluation.* may be given anew, for this time.",
     "export": "Reads run_root/name/run.json; export.* may be given anew, for this time.",
+    "run": "What each verb does, in this order; the first that fails ends it. Under Slurm the corpus, unless it\n"
+    "is there, is prepared in prepare.tasks jobs side by side; the command returns when all is submitted.",
 }
 
 _EXAMPLES = {
@@ -44,6 +47,11 @@ _EXAMPLES = {
         "metier export experiment=medical_qlora_smol",
         "metier export name=medical_qlora_smol export.form=adapter",
         "metier export name=medical_qlora_smol export.step=20",
+    ),
+    "run": (
+        "metier run experiment=medical_qlora_smol",
+        "metier run experiment=medical_qlora_smol cluster=slurm prepare.tasks=8",
+        "metier run experiment=medical_qlora_smol cluster=slurm after=1234",
     ),
 }
 

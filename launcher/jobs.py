@@ -10,7 +10,8 @@ from launcher.compose import Composed, compose_run, compose_values, overridden_p
 from launcher.local import Ending
 from launcher.sweep import Job, plan_jobs
 from launcher.tree import ConfigTree
-from launcher.verbs import run_verb
+from launcher.verbs import run_verb, submit_jobs
+from launcher.whole import run_whole
 from training.errors import EXIT_OK, ConfigError, MetierError
 
 Row = tuple[str, str, str, str]
@@ -39,8 +40,19 @@ def run_jobs(
     _check_names(runs)
     if not multirun:
         overridden = overridden_paths(jobs[0].overrides, tree)
+        if verb == "run":
+            return run_whole(runs[0], overridden, follow=follow).exit_code
         return run_verb(verb, runs[0], overridden, follow=follow, node_rank=node_rank).exit_code
 
+    on_slurm = any(run.config.cluster.kind == "slurm" for run in runs)
+    if verb == "run" and on_slurm:
+        raise ConfigError(
+            "metier run -m goes one after another on one machine; under Slurm use `metier prepare`, then "
+            "`metier train -m`"
+        )
+    if verb == "train" and on_slurm:
+        _check_array(runs, follow=follow)
+        return submit_jobs(runs, runs[0].config.name.removesuffix(jobs[0].suffix)).exit_code
     rows: list[Row] = []
     code = EXIT_OK
     for number, (job, run) in enumerate(zip(jobs, runs, strict=True), start=1):
@@ -74,10 +86,24 @@ def show_configs(overrides: Sequence[str], tree: ConfigTree, *, multirun: bool) 
 
 
 def _run_job(verb: str, job: Job, run: Composed, tree: ConfigTree, node_rank: int | None) -> Ending:
+    overridden = overridden_paths(job.overrides, tree)
     try:
-        return run_verb(verb, run, overridden_paths(job.overrides, tree), node_rank=node_rank)
+        if verb == "run":
+            return run_whole(run, overridden)
+        return run_verb(verb, run, overridden, node_rank=node_rank)
     except MetierError as error:
         raise type(error)(f"job {run.config.name}: {error}") from error
+
+
+def _check_array(runs: Sequence[Composed], *, follow: bool) -> None:
+    if follow:
+        raise ConfigError("--follow shows one run; for a sweep's there is `metier watch RUN`")
+    for run in runs:
+        if run.config.cluster.kind != runs[0].config.cluster.kind:
+            raise ConfigError(
+                f"cluster.kind differs between {runs[0].config.name} and {run.config.name}; a sweep goes to "
+                "one cluster"
+            )
 
 
 def _check_names(runs: Sequence[Composed]) -> None:

@@ -20,10 +20,11 @@ TOOLS = {
     "sync": ("launcher.seeing.sync", "send to Weights & Biases what a run has not sent yet"),
     "scale": ("launcher.scaling.verb", "train briefly at several sizes: what more devices are worth"),
     "cluster": ("launcher.clusters", "write a cluster's configuration from what its Slurm says, or show it"),
+    "drill": ("launcher.drill.verb", "interrupt a tiny run and prove that it goes on bit for bit"),
 }
 """Verb: its module, and what it is for."""
 
-VALUED = frozenset({"--rank", "--job", "--lines", "--log", "--partition", "--every"})
+VALUED = frozenset({"--rank", "--job", "--lines", "--log", "--partition", "--to", "--every"})
 """Flags of these verbs that a value follows, with ``=`` or as the next word."""
 
 

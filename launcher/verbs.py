@@ -19,7 +19,7 @@ from training.batch import plan_run
 from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
 from training.deepspeed_config import build_deepspeed_config
-from training.errors import EXIT_OK, ClusterError, ConfigError
+from training.errors import EXIT_OK, ClusterError, ConfigError, MetierError
 
 _CORPUS_MODULES = {"prepare": "training.prepare", "audit": "training.audit"}
 """Verbs that need a configuration and no run directory."""
@@ -68,16 +68,52 @@ def _train(composed: Composed, node_rank: int | None, *, follow: bool) -> Ending
         raise ConfigError(
             f"{word} goes with a Slurm cluster, as cluster=slurm; this one is {config.cluster.kind}"
         )
-    check_cluster(config.cluster, node_rank)
-    check_model(config)
-    build_deepspeed_config(config, plan_run(config))  # refuses keys of strategy.deepspeed_extra
-    check_same_run(config)
+    check_training(config, node_rank)
     if composed.dry_run:
         unseen = look_ahead(config, write=False)
         return _say(describe_job(config, unseen) if on_slurm else describe_training(config, unseen))
     if on_slurm:
         return _submit(config, composed.after, follow=follow)
     return _train_here(config, node_rank)
+
+
+def check_training(config: RunConfig, node_rank: int | None = None) -> None:
+    """Refuse what can be refused before anything is looked at.
+
+    Raises:
+        MetierError: In one line.
+    """
+    check_cluster(config.cluster, node_rank)
+    check_model(config)
+    build_deepspeed_config(config, plan_run(config))  # refuses keys of strategy.deepspeed_extra
+    check_same_run(config)
+
+
+def submit_jobs(runs: Sequence[Composed], name: str) -> Ending:
+    """Submit the trainings of a sweep as one job array.
+
+    Raises:
+        MetierError: In one line, with the run where it is one run's.
+    """
+    from launcher.slurm.sweep import describe_sweep, plan_sweep, submit_sweep  # noqa: PLC0415
+
+    configs = [run.config for run in runs]
+    for config in configs:
+        try:
+            check_training(config)
+            if not runs[0].dry_run:
+                check_prepared(config)
+            look_ahead(config, write=not runs[0].dry_run)
+        except MetierError as error:
+            raise type(error)(f"job {config.name}: {error}") from error
+    if runs[0].dry_run:
+        folder, script = plan_sweep(configs, name)
+        return _say(
+            f"dry run: nothing is written, nothing is started\n\nThe script, {folder.job_script}\n{script}"
+        )
+    rows = submit_sweep(configs, name, after=runs[0].after)
+    sys.stdout.write(describe_sweep(rows, configs[0]))
+    return Ending(exit_code=EXIT_OK, state="SUBMITTED", step=None, line="")
 
 
 def _train_here(config: RunConfig, node_rank: int | None) -> Ending:
@@ -99,10 +135,13 @@ def _train_here(config: RunConfig, node_rank: int | None) -> Ending:
 def _submit(config: RunConfig, after: str | None, *, follow: bool) -> Ending:
     # Slurm's side is imported for it alone.
     from launcher.slurm.follow import follow_run  # noqa: PLC0415
+    from launcher.slurm.login import check_slurm  # noqa: PLC0415
     from launcher.slurm.submit import say_submission, submit_run  # noqa: PLC0415
 
     check_prepared(config)
     look_ahead(config, write=True)
+    for note in check_slurm(config):
+        sys.stderr.write(f"metier train: note: {note}\n")
     job = submit_run(config, after=after)
     say_submission(config, job, after=after)
     if follow:

@@ -68,6 +68,14 @@ class RunLayout:
         """The heart of one rank: step, phase, time, host."""
         return self.pulse / f"heart_{rank}.json"
 
+    def system(self, node: str) -> Path:
+        """What one node's processors, memory, disk, network and devices were at: JSON lines."""
+        return self.root / f"system_{node}.jsonl"
+
+    def system_files(self) -> list[Path]:
+        """List those of all nodes."""
+        return sorted(self.root.glob("system_*.jsonl"))
+
     @property
     def preflight(self) -> Path:
         """What the last preflight found, as JSON."""

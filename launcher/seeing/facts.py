@@ -67,7 +67,7 @@ def read_facts(layout: RunLayout, now: float | None = None) -> RunFacts:
     claims = sorted(layout.incarnations.glob("[0-9]*.json"))
     last = journal[-1] if journal else {}
     max_steps = whole_number(inner(config, "loop"), "max_steps")
-    step = _find_step(layout, last, outcome)
+    step = _find_step(last, outcome)
     checkpoint = find_checkpoint(layout)
     now = time.time() if now is None else now
     sign = find_last_sign(layout, last, events)
@@ -144,9 +144,15 @@ def read_hearts(layout: RunLayout) -> dict[int, Line]:
     return dict(sorted(hearts.items()))
 
 
-def read_jobs(layout: RunLayout) -> tuple[str, ...]:
-    """Read the numbers of the run's jobs from jobs.jsonl, each once, oldest first."""
-    found = (str(line.get("job") or line.get("job_id") or "") for line in read_records(layout.jobs))
+def read_jobs(layout: RunLayout, *, stages: bool = False) -> tuple[str, ...]:
+    """Read the numbers of the run's jobs from jobs.jsonl, each once, oldest first.
+
+    Args:
+        layout: The run.
+        stages: Those that prepare before the training and evaluate and export after it, instead of its own.
+    """
+    lines = [line for line in read_records(layout.jobs) if (line.get("event") == "stage") == stages]
+    found = (str(line.get("job") or "") for line in lines)
     return tuple(dict.fromkeys(job for job in found if job[:1].isdecimal()))
 
 
@@ -165,9 +171,8 @@ def is_here(facts: RunFacts) -> bool:
     return say_host(facts) == os.uname().nodename
 
 
-def _find_step(layout: RunLayout, last: Line, outcome: Line) -> int | None:
-    steps = [whole_number(last, "step"), whole_number(outcome, "step")]
-    steps += [whole_number(heart, "step") for heart in read_hearts(layout).values()]
+def _find_step(last: Line, outcome: Line) -> int | None:
+    steps = (whole_number(last, "step"), whole_number(outcome, "step"))
     return max((step for step in steps if step is not None), default=None)
 
 

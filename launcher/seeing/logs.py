@@ -16,9 +16,9 @@ from training.layout import RunLayout
 HELP = """\
 metier logs RUN [--rank R] [--job ID] [--lines N] [--follow] [run_root=DIR]
 
-Prints the last 50 lines (--lines N) of every rank's log, each with its rank in front, and of the launcher's or
-the newest job's; of --rank R alone, or of --job ID alone, without anything in front. --follow (-f) goes on with
-what comes until the run ends; Ctrl-C leaves the run alone. The whole logs are in RUN/logs.
+Prints the last 50 lines (--lines N) of every rank's log, each with its rank in front, and of the launcher's
+or the newest job's; of --rank R alone, or of --job ID alone, without anything in front. --follow (-f) goes on
+with what comes until the run ends; Ctrl-C leaves the run alone. The whole logs are in RUN/logs.
 
 Examples
   metier logs medical_qlora_smol

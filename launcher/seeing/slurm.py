@@ -69,18 +69,28 @@ def ask_jobs(jobs: Iterable[str]) -> SlurmView:
     wanted = sorted({job for job in jobs if _NUMBER.fullmatch(job)})
     if not wanted or shutil.which("squeue") is None:
         return NOTHING
-    words = ["squeue", "--noheader", "--states=all", "--format=%i|%T|%r|%N", f"--jobs={','.join(wanted)}"]
-    said, trouble = ask(words)
+    said, trouble = ask(queue_words(wanted))
     # Slurm forgets a job some minutes after its end, and says so of a single one by an error.
     trouble = "" if "Invalid job id" in trouble else trouble
-    found = {view.job: view for view in map(_read_queue, said) if view}
+    found = read_queue(said)
     gone = [job for job in wanted if job not in found]
     if gone and shutil.which("sacct"):
         rows, _ = ask(
             ["sacct", "-X", "-P", "-n", "--format=JobID,State,Reason,NodeList", f"--jobs={','.join(gone)}"]
         )
-        found |= {view.job: view for view in map(_read_queue, rows) if view}
+        found |= read_queue(rows)
     return SlurmView(jobs=found, trouble=trouble)
+
+
+def queue_words(jobs: Sequence[str]) -> list[str]:
+    """Give squeue's words for what ``read_queue`` reads."""
+    columns = "--format=%i|%T|%r|%N"
+    return ["squeue", "--noheader", "--array", "--states=all", columns, f"--jobs={','.join(jobs)}"]
+
+
+def read_queue(lines: Iterable[str]) -> dict[str, JobView]:
+    """Read what squeue, or sacct in the same columns, says of jobs."""
+    return {view.job: view for view in map(_read_queue, lines) if view}
 
 
 def ask(command: Sequence[str], seconds: float = SECONDS) -> tuple[list[str], str]:

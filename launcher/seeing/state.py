@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.seeing.facts import RunFacts, is_here, read_facts, say_host
+from launcher.seeing.facts import RunFacts, is_here, read_facts, read_hearts, say_host
 from launcher.seeing.here import find_ranks
-from launcher.seeing.read import text
+from launcher.seeing.read import number, text
 from launcher.seeing.slurm import JobView, SlurmView, ask_jobs
 from training.layout import RunLayout
 
@@ -58,21 +58,28 @@ def judge(facts: RunFacts, slurm: SlurmView, here: Mapping[Path, Sequence[int]],
     """
     job = choose_job(facts.jobs, slurm.jobs.values())
     if job is not None and job.is_active:
-        return _view(facts, job.state, _say_job(job), job, is_over=False)
-    if facts.layout.root in here:
-        return _view(facts, "RUNNING", f"on {os.uname().nodename}", job, is_over=False)
-    if text(facts.outcome, "state"):
-        return _view(facts, text(facts.outcome, "state"), say_outcome(facts), job, is_over=True)
-    if job is not None:
-        return _view(facts, job.state, f"job {job.job} is over, and no rank has said how", job, is_over=True)
-    if not facts.starts:
-        return _view(facts, "NEW", "", job, is_over=not facts.jobs)
+        state, note, is_over = job.state, f"{_say_job(job)}{_say_phase(facts, now)}", False
+    elif facts.layout.root in here:
+        state, note, is_over = "RUNNING", f"on {os.uname().nodename}{_say_phase(facts, now)}", False
+    elif text(facts.outcome, "state"):
+        state, note, is_over = text(facts.outcome, "state"), say_outcome(facts), True
+    elif job is not None:
+        state, note, is_over = job.state, f"job {job.job} is over, and no rank has said how", True
+    else:
+        state, note, is_over = _judge_by_signs(facts, now)
+    return RunView(facts=facts, state=state, note=note, job=job, is_over=is_over)
+
+
+def _judge_by_signs(facts: RunFacts, now: float) -> tuple[str, str, bool]:
+    """Judge a start that has left no outcome, and that neither Slurm nor this machine's kernel knows."""
     silence = now - facts.last_sign
+    if not facts.starts:
+        return "NEW", "", not facts.jobs
     if is_here(facts):
-        return _view(facts, "KILLED", "its processes are gone and none has said why", job, is_over=True)
+        return "KILLED", "its processes are gone and none has said why", True
     if silence < SILENT_SECONDS:
-        return _view(facts, "RUNNING", f"on {say_host(facts)}", job, is_over=False)
-    return _view(facts, "SILENT", f"no sign from {say_host(facts)} for {silence:.0f} s", job, is_over=False)
+        return "RUNNING", f"on {say_host(facts)}{_say_phase(facts, now)}", False
+    return "SILENT", f"no sign from {say_host(facts)} for {silence:.0f} s", False
 
 
 def choose_job(order: Sequence[str], known: Iterable[JobView]) -> JobView | None:
@@ -94,11 +101,16 @@ def say_outcome(facts: RunFacts) -> str:
     return f"asked by {text(outcome, 'notice')}" if text(outcome, "notice") else ""
 
 
+def _say_phase(facts: RunFacts, now: float) -> str:
+    """Say what the ranks are at that is furthest behind, where it is not a step."""
+    hearts = read_hearts(facts.layout)
+    newest = [heart for heart in hearts.values() if heart.get("incarnation") in {facts.starts, None}]
+    since = min((number(heart, "since") or now for heart in newest), default=now)
+    phase = next((text(heart, "phase") for heart in newest if number(heart, "since") == since), "")
+    return f", {phase} for {now - since:.0f} s" if phase not in {"", "step"} else ""
+
+
 def _say_job(job: JobView) -> str:
     where = f" on {job.nodes}" if job.nodes else ""
     reason = f" ({job.reason})" if job.reason else ""
     return f"job {job.job}{where}{reason}"
-
-
-def _view(facts: RunFacts, state: str, note: str, job: JobView | None, *, is_over: bool) -> RunView:
-    return RunView(facts=facts, state=state, note=note, job=job, is_over=is_over)

@@ -17,9 +17,9 @@ metier status [RUN...] [run_root=DIR] [--json]
 
 RUN is a run's folder, or its name in runs/; without one, all of them. One line for each run:
 
-  state       Slurm's, while a job of the run waits or runs; else how the last start ended: COMPLETED, STOPPED,
-              FAILED, FENCED; RUNNING, where its processes or its pulse can be seen; KILLED: they are gone and
-              said nothing; SILENT: no sign for two minutes; NEW: never started
+  state       Slurm's, while a job of the run waits or runs; else how the last start ended: COMPLETED,
+              STOPPED, FAILED, FENCED; RUNNING, where its processes or its pulse can be seen; KILLED: they are
+              gone and said nothing; SILENT: no sign for two minutes; NEW: never started
   left        the steps that are left x the mean time of the last 50
   restarts    starts after the first
   goodput     the part of the time since the first start that was steps that count

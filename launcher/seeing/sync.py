@@ -18,9 +18,9 @@ from training.layout import RunLayout
 HELP = """\
 metier sync RUN [--after] [--partition NAME] [run_root=DIR]
 
-Sends every step, every answer and every node's readings that Weights & Biases does not have yet, into the one
-W&B run that this run has, whatever tracker.mode it was trained with. Where compute nodes have no internet, do it
-on a login node: now, or in a small job.
+Sends every step, every answer and every node's readings that Weights & Biases does not have yet, into the
+one W&B run that this run has, whatever tracker.mode it was trained with. Where compute nodes have no
+internet, do it on a login node: now, or in a small job.
 
   --partition NAME   submit it as a job of one processor to this partition, which must have internet
   --after            let that job wait until the run's newest job is over, however it ends

@@ -1,5 +1,6 @@
 """Numbers as people read them, and a table of them: pure."""
 
+import itertools
 from collections.abc import Sequence
 
 from training.metrics.rates import say_duration
@@ -43,9 +44,7 @@ def draw_line(values: Sequence[float], width: int) -> str:
         return ""
     count = min(width, len(values))
     bounds = [len(values) * place // count for place in range(count + 1)]
-    means = [
-        sum(values[first:last]) / (last - first) for first, last in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    means = [sum(values[first:last]) / (last - first) for first, last in itertools.pairwise(bounds)]
     low, high = min(means), max(means)
     reach = (high - low) or 1.0
     return "".join(_BARS[round((mean - low) / reach * (len(_BARS) - 1))] for mean in means)

@@ -62,7 +62,7 @@ def call_slurm(
                 timeout=_SECONDS,
                 check=False,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "SLURM_TIME_FORMAT": "%s"},
+                env=_environment(),
             )
         except subprocess.TimeoutExpired:
             said = f"{words[0]} did not answer within {_SECONDS} s"
@@ -73,6 +73,12 @@ def call_slurm(
         if not is_away(said):
             raise SlurmError(f"{words[0]} refused: {_last_line(said)}")
     raise SlurmAwayError(f"Slurm's controller does not answer ({_last_line(said)}); try again later")
+
+
+def _environment() -> dict[str, str]:
+    # A job that an array's task submits would inherit these, and take itself for that task.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_ARRAY_")}
+    return own | {"SLURM_TIME_FORMAT": "%s"}
 
 
 def _last_line(text: str) -> str:

@@ -199,7 +199,7 @@ def _return(layout: RunLayout, config: RunConfig, job: str, *, exclude: Sequence
         append_line(layout.jobs, "decided", job=job, step="return", by=job)
         _say(f"job {job} is put back into the queue")
         try:
-            requeue(os.environ["SLURM_JOB_ID"])
+            requeue(job)
         except SlurmError as error:
             following = submit_next(layout, after=job)
             _say(f"{error}; job {following} goes on instead")

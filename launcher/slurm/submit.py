@@ -37,15 +37,7 @@ def submit_run(config: RunConfig, *, after: str | None = None, behind: str | Non
     freeze_run(config)
     prepare_script(config, layout)
     layout.stop_request.unlink(missing_ok=True)
-    waits = [f"afterok:{dependency}"] if dependency else []
-    waits += [f"afterany:{behind}"] if behind else []
-    words = [
-        "sbatch",
-        "--parsable",
-        *([f"--dependency={','.join(waits)}"] if waits else []),
-        *(["--kill-on-invalid-dep=yes"] if dependency else []),
-    ]
-    job = submit([*words, str(layout.job_script)])
+    job = submit([*wait_for(dependency, behind), str(layout.job_script)])
     append_line(layout.jobs, "submitted", job=job, after=dependency, nodes=config.cluster.nodes)
     return job
 
@@ -62,13 +54,24 @@ def prepare_script(config: RunConfig, layout: RunLayout) -> None:
     layout.job_script.chmod(0o755)
 
 
+def wait_for(job: str | None, behind: str | None = None) -> list[str]:
+    """Give sbatch's options by which a job begins when ``job`` has ended well, and is cancelled else.
+
+    It also waits until ``behind`` has ended, no matter how.
+    """
+    waits = [f"afterok:{job}"] if job else []
+    waits += [f"afterany:{behind}"] if behind else []
+    options = [f"--dependency={','.join(waits)}"] if waits else []
+    return [*options, "--kill-on-invalid-dep=yes"] if job else options
+
+
 def submit(words: Sequence[str]) -> str:
-    """Call ``sbatch --parsable`` and give the job's id.
+    """Call ``sbatch --parsable`` with these options and a script, and give the job's id.
 
     Raises:
         SlurmError: It was refused.
     """
-    return call_slurm(words, attempts=_ATTEMPTS).strip().partition(";")[0]
+    return call_slurm(["sbatch", "--parsable", *words], attempts=_ATTEMPTS).strip().partition(";")[0]
 
 
 def refuse_second(layout: RunLayout) -> None:
@@ -116,7 +119,7 @@ def find_dependency(after: str | None, run_root: Path) -> str | None:
             f"after={after}: neither a job's number nor a run in {run_root} that was submitted to Slurm"
         )
     if find_job_state(job) is None:
-        if _is_complete(layout):
+        if is_complete(layout):
             return None
         raise ConfigError(
             f"after={after}: its job {job} is gone and the run is not finished; submit it first"
@@ -153,7 +156,8 @@ def say_submission(config: RunConfig, job: str, *, after: str | None) -> None:
     sys.stdout.flush()
 
 
-def _is_complete(layout: RunLayout) -> bool:
+def is_complete(layout: RunLayout) -> bool:
+    """Whether a run is finished."""
     try:
         return bool(json.loads(layout.outcome.read_text(encoding="utf-8"))["state"] == "COMPLETED")
     except (OSError, ValueError, KeyError, TypeError):

@@ -13,8 +13,8 @@ from training.errors import ConfigError
 PATH = Path(__file__).parent / "causes.yaml"
 
 SOURCES = ("outcome", "rank", "launch", "job", "command", "events", "sacct", "preflight", "tracker")
-"""Where a sign may be: outcome.json, the ranks' logs, torchrun's words, the job's log, what a command printed,
-events.jsonl, Slurm's accounting, preflight.json, the W&B helper's log."""
+"""Where a sign may be: outcome.json, the ranks' logs, torchrun's words, the job's log, what a command
+printed, events.jsonl, Slurm's accounting, preflight.json, the W&B helper's log."""
 
 _USUAL_SOURCES = ("outcome", "rank", "launch", "job", "command")
 _KEYS = frozenset(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from launcher.seeing.facts import RunFacts, read_facts
 from launcher.seeing.logs import find_rank_logs
 from launcher.seeing.read import read_object, read_records, read_tail, text
+from launcher.seeing.slurm import JobView, ask_jobs, read_queue
 from launcher.why.match import Fact
 from launcher.why.sacct import Row, ask_rows, last_start, read_rows, say_row
 from training.layout import START_MARK, RunLayout
@@ -20,13 +21,16 @@ START_MARKS = (START_MARK, "metier job: start ")
 SAVED_ROWS = "sacct.txt"
 """What sacct said, kept beside a recorded run: it is read instead of asking."""
 
+SAVED_QUEUE = "squeue.txt"
+"""The same of squeue."""
+
 SAID = "command.log"
 """What the command itself printed, kept beside a recorded run."""
 
 _LINES = 400
 _ROOT_CAUSE = re.compile(r"rank\s+: (\d+) \(local_rank")
 _HOST = re.compile(r"host\s+: (\S+)")
-_TASK = re.compile(r"srun: error: (\S+): task (\d+): (.+)")
+_TASK = re.compile(r"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,7 @@ def gather(layout: RunLayout, job: str | None = None, said: Path | None = None) 
     rows, trouble = _find_rows(layout, job)
     log = layout.job_log(job) if job else None
     facts = [
-        *_read_outcome(run.outcome),
+        *_read_outcome(run),
         *_read_log("launch", layout.logs / "launch.log"),
         *(_read_log("job", log) if log else []),
         *_read_log("command", said or layout.root / SAID),
@@ -101,7 +105,7 @@ def newest_start(lines: Sequence[str]) -> Sequence[str]:
 
 
 def find_failing(outcome: dict[str, Any], facts: Sequence[Fact]) -> Failing | None:
-    """Find the rank that failed first: torchrun and srun saw processes end, outcome.json is a rank's own word.
+    """Find the rank that failed first: torchrun and srun saw processes end, outcome.json is its own word.
 
     A rank that was killed says nothing; the outcome is then another's, which only lost its peer.
     """
@@ -132,15 +136,31 @@ def _find_ended(facts: Sequence[Fact]) -> Failing | None:
 
 
 def _find_rows(layout: RunLayout, job: str | None) -> tuple[list[Row], str]:
-    saved = layout.root / SAVED_ROWS
+    saved, queue = layout.root / SAVED_ROWS, layout.root / SAVED_QUEUE
     if saved.is_file():
-        return read_rows(read_tail(saved)), ""
-    return ask_rows(job) if job else ([], "")
+        return explain_wait(read_rows(read_tail(saved)), read_queue(read_tail(queue))), ""
+    if job is None:
+        return [], ""
+    rows, trouble = ask_rows(job)
+    waits = any(row.get("State") == "PENDING" for row in rows)
+    return explain_wait(rows, ask_jobs([job]).jobs if waits else {}), trouble
 
 
-def _read_outcome(outcome: dict[str, Any]) -> list[Fact]:
+def explain_wait(rows: Sequence[Row], jobs: Mapping[str, JobView]) -> list[Row]:
+    """Say in the rows of a job that waits what it waits for: squeue knows it, the accounting does not."""
+    return [
+        {**row, "Reason": jobs[row["JobID"]].reason}
+        if row.get("State") == "PENDING" and row["JobID"] in jobs
+        else row
+        for row in rows
+    ]
+
+
+def _read_outcome(run: RunFacts) -> list[Fact]:
+    outcome = run.outcome
     if not outcome:
-        return []
+        begun = [Fact(source="outcome", text="state=none", where="outcome.json is missing")]
+        return begun if run.starts else []
     words = " ".join(
         f"{name}={outcome[key]}"
         for name, key in (

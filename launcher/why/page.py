@@ -4,16 +4,18 @@ import textwrap
 import time
 from collections.abc import Sequence
 
-from launcher.seeing.logs import read_tail
+from launcher.seeing.read import read_tail
 from launcher.seeing.state import RunView
 from launcher.seeing.words import NOTHING, lay_out, say_seconds, say_step
 from launcher.why.evidence import Evidence, newest_start
 from launcher.why.match import Candidate
 from launcher.why.starts import Start, list_starts
+from training.layout import START_MARK
 
 _WIDTH = 110
 _LAST_LINES = 15
 _LONGEST_SIGN = 300
+_LONGEST_END = 140
 _MOST_CANDIDATES = 4
 _SHOWN_FIELDS = ("JobID", "State", "ExitCode", "Elapsed", "Timelimit", "NodeList", "MaxRSS", "Reason")
 
@@ -22,8 +24,9 @@ def write_page(view: RunView, evidence: Evidence, candidates: Sequence[Candidate
     """Write all of it."""
     run = evidence.run
     head = f"{run.name}: {view.state}, step {say_step(run.step, run.max_steps)}"
+    note = f" ({view.note})" if view.note and not (view.is_over and candidates) else ""
     parts = [
-        f"{head}{f' ({view.note})' if view.note else ''}",
+        f"{head}{note}",
         _say_cause(view, candidates),
         _say_starts(list_starts(run)),
         _say_slurm(evidence),
@@ -49,7 +52,10 @@ def _say_cause(view: RunView, candidates: Sequence[Candidate]) -> str:
     if fine:
         return "Nothing is wrong: the run has completed."
     if not view.is_over and view.state != "SILENT":
-        return "It has not ended."
+        # The logs are of a start that lives; what Slurm says is of one that is over, or that cannot be.
+        told = [each for each in candidates if any(fact.source == "sacct" for fact in each.facts)]
+        state = "It waits in the queue." if view.state == "PENDING" else "It has not ended."
+        return f"{state} What Slurm says of it:\n\n{_say_candidate(told[0])}" if told else state
     if not candidates:
         return (
             "No known cause was found; what is known is below. The same command goes on from the last "
@@ -84,7 +90,7 @@ def _say_starts(starts: Sequence[Start]) -> str:
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start.time)) if start.time else NOTHING,
             start.host or NOTHING,
             "no step" if start.last_step is None else f"steps {start.first_step}-{start.last_step}",
-            _shorten(start.end),
+            _shorten(start.end, _LONGEST_END),
         )
         for start in starts
     ]
@@ -106,7 +112,8 @@ def _say_failing(view: RunView, evidence: Evidence) -> str:
     if failing is None or view.state == "COMPLETED":
         return ""
     path = evidence.run.layout.rank_log(failing.rank)
-    lines = [line for line in newest_start(read_tail(path)) if line.strip()][-_LAST_LINES:]
+    said = [line for line in newest_start(read_tail(path)) if not line.startswith(START_MARK)]
+    lines = [line for line in said if line.strip()][-_LAST_LINES:]
     node = f" on {failing.node}" if failing.node else ""
     head = f"Rank {failing.rank}{node} was the first to fail ({failing.how}); "
     told = f"the last lines of {path.name}:" if lines else f"{path.name} says nothing"
@@ -140,5 +147,5 @@ def _fold(text: str, label: str) -> list[str]:
     )
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _LONGEST_SIGN else f"{text[:_LONGEST_SIGN]}…"
+def _shorten(text: str, most: int = _LONGEST_SIGN) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"

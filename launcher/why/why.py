@@ -22,8 +22,8 @@ metier why RUN [--job ID] [--log FILE] [--json] [run_root=DIR]
 metier why --log FILE
 
 Says why a run ended and what to do: the cause, the rank that failed first with its last lines, how each start
-ended, and what Slurm says of the job. It reads RUN's logs, events, outcome.json and preflight.json, asks sacct,
-and holds all that against the catalogue in docs/troubleshooting.md.
+ended, and what Slurm says of the job. It reads RUN's logs, events, outcome.json and preflight.json, asks
+sacct, and holds all that against the catalogue in docs/troubleshooting.md.
 
   --job ID    look at this job of the run; without it, at the newest
   --log FILE  what a command or a job printed, where it is not in the run directory; - reads standard input.

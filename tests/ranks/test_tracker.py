@@ -10,17 +10,22 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from wandb.proto import wandb_internal_pb2
 
+from launcher.compose import compose_run
+from launcher.tree import ConfigTree
 from training.layout import RunLayout
 from training.metrics.journal import Journal
 from training.metrics.lines import read_lines
 from training.metrics.rewind import Moment
+from training.metrics.sink import open_metrics
 from training.metrics.tracker import CLOSE_SECONDS, start_tracker
+from training.ranks import Ranks
 
 FAKE_KEY = "a" * 40
 LEVELDB_BLOCK = 32768
@@ -48,7 +53,7 @@ def silent_server() -> Iterator[str]:
 
 def new_run(root: Path, mode: str) -> RunLayout:
     layout = RunLayout(root / "run")
-    layout.root.mkdir()
+    layout.root.mkdir(parents=True)
     tracker = {
         "mode": mode,
         "project": "tests",
@@ -191,11 +196,72 @@ def test_the_loss_of_each_source_is_a_metric_of_its_own(tmp_path: Path) -> None:
     (file,) = (layout.tracker / "wandb").glob("offline-run-*/*.wandb")
     records = list(read_records(file.read_bytes()[WANDB_HEADER:]))
     (row,) = (record.history.item for record in records if record.WhichOneof("record_type") == "history")
-    values = {"/".join([item.key] if item.key else item.nested_key): item.value_json for item in row}
+    values = named(row)
     assert {name: json.loads(text) for name, text in values.items() if name.startswith("loss")} == {
         "loss": 2.5,
         "loss/law": 2.0,
     }
+
+
+def test_of_many_ranks_the_lead_alone_opens_a_run(tmp_path: Path) -> None:
+    words = ["experiment=tiny_smoke", "tracker=offline", "tracker.system_seconds=null"]
+    config = compose_run(words, ConfigTree(None)).config
+    opened = []
+    for rank in range(4):
+        layout = new_run(tmp_path / str(rank), "offline")
+        ranks = Ranks(rank=rank, local_rank=rank % 2, world_size=4)
+        sink = open_metrics(layout, config, ranks, incarnation=1, flops_per_token=None, peak_flops=None)
+        sink.event("started", step=0)
+        sink.close()
+        opened.append((layout.tracker / "wandb_id").exists() or (layout.logs / "tracker.log").exists())
+    assert opened == [True, False, False, False]
+
+
+def test_a_run_bears_its_group_its_job_type_and_every_nodes_readings(tmp_path: Path) -> None:
+    layout = new_run(tmp_path, "offline")
+    frozen = json.loads(layout.config.read_text())
+    frozen["config"]["tracker"] |= {"group": "sweep", "job_type": "scale"}
+    layout.config.write_text(json.dumps(frozen))
+    for node, percent in (("node1", 10.0), ("node2", 30.0)):
+        readings = Journal(layout.system(node))
+        for moment, plus in ((1.0, 0.0), (2.0, 10.0), (9.0, 90.0)):
+            readings.append({"time": moment, "node": node, "cpu_percent": percent + plus})
+        readings.close()
+    journal = Journal(layout.metrics)
+    for step, moment in ((1, 0.5), (2, 2.5), (3, 3.5)):
+        journal.append({"step": step, "samples_seen": 8 * step, "time": moment, "incarnation": 1})
+    journal.close()
+    start_tracker(layout).close(60)
+    (file,) = (layout.tracker / "wandb").glob("offline-run-*/*.wandb")
+    records = list(read_records(file.read_bytes()[WANDB_HEADER:]))
+    (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (run.run_group, run.job_type, run.display_name) == ("sweep", "scale", "run")
+    rows = [record.history.item for record in records if record.WhichOneof("record_type") == "history"]
+    system = [
+        {name: json.loads(text) for name, text in named(row).items() if name.startswith("system/")}
+        for row in rows
+    ]
+    # Means of what was read during a step; what was read after the last one belongs to none yet.
+    assert system == [{}, {"system/node1/cpu_percent": 15.0, "system/node2/cpu_percent": 35.0}, {}]
+
+
+def named(row: Iterable[Any]) -> dict[str, str]:
+    return {"/".join([item.key] if item.key else item.nested_key): item.value_json for item in row}
+
+
+def test_sync_goes_to_the_server_whatever_the_run_was_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = new_run(tmp_path, "offline")
+    write_steps(layout, 1, 3)
+    # Where it cannot be reached nothing is written that would be taken for sent.
+    monkeypatch.setenv("WANDB_API_KEY", "too short")
+    command = [sys.executable, "-m", "training.metrics.tracker", str(layout.root), "--online"]
+    done = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "W&B refused" in done.stderr or "out of reach" in done.stderr
+    assert not list((layout.tracker / "wandb").glob("offline-run-*"))
+    assert not (layout.tracker / "sent.json").exists()
 
 
 def test_a_killed_trainer_leaves_a_helper_that_sends_the_rest_and_ends(tmp_path: Path) -> None:

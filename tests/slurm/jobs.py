@@ -55,7 +55,7 @@ def submit(cluster: Cluster, *words: str, cwd: Path | None = None) -> int:
     return int(cluster.run("sbatch", "--parsable", *words, cwd=cwd).stdout.split(";")[0])
 
 
-def find_job(cluster: Cluster, job: int) -> Job | None:
+def find_job(cluster: Cluster, job: int | str) -> Job | None:
     """Ask for a job; None: the controller does not answer, or knows none."""
     done = cluster.run("scontrol", "show", "job", "-o", str(job), check=False, seconds=_ASK_SECONDS)
     text = done.stdout.strip()
@@ -67,7 +67,11 @@ def find_job(cluster: Cluster, job: int) -> Job | None:
 
 
 def wait_for_job(
-    cluster: Cluster, job: int, is_so: Callable[[Job], bool], seconds: float, what: str = "what was asked for"
+    cluster: Cluster,
+    job: int | str,
+    is_so: Callable[[Job], bool],
+    seconds: float,
+    what: str = "what was asked for",
 ) -> Job:
     """Ask for a job until something is true of it.
 
@@ -95,7 +99,7 @@ def wait_for_state(cluster: Cluster, job: int, *states: str, seconds: float = 60
     )
 
 
-def wait_until_ended(cluster: Cluster, job: int, seconds: float = 120) -> Job:
+def wait_until_ended(cluster: Cluster, job: int | str, seconds: float = 120) -> Job:
     """Wait until a job has ended for good."""
     return wait_for_job(cluster, job, lambda found: found.has_ended, seconds, "its end")
 

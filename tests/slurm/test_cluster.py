@@ -144,13 +144,14 @@ def test_down_leaves_no_process(namespaces: bool) -> None:
     shutil.rmtree(root)
 
 
-def test_without_namespaces_a_crashed_node_is_noticed_and_its_job_runs_again(order: Order) -> None:
+def test_without_namespaces_a_crash_takes_one_node_alone(order: Order) -> None:
     cluster = order(nodes=2, namespaces=False)
-    job = asleep(cluster, "-N1")
-    victim = find_job(cluster, job).head
-    cluster.crash(victim)
-    again = wait_for_state(cluster, job, "RUNNING", restarts=1, seconds=60)
-    assert again.head != victim
+    asleep(cluster, "-w", "node1")
+    submit(cluster, "-w", "node2", "-o/dev/null", "--wrap", "srun sleep 300")
+    wait_for(lambda: sleepers(cluster) == ["node1", "node2"], 30, "two sleepers", pause=0.1)
+    cluster.crash("node1")
+    assert sleepers(cluster) == ["node2"]
+    assert cluster.run("srun", "-w", "node2", "hostname").returncode == 0
 
 
 def test_a_cluster_ends_with_the_process_that_started_it() -> None:

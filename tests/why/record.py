@@ -1,7 +1,7 @@
 """Provokes faults for real and keeps what they leave: ``python -m tests.why.record [CASE...]``.
 
-The folder's name is the cause that `metier why` has to find; nobody writes these files by hand. Cases that need
-root or Slurm are left as they are where there is none.
+The folder's name is the cause that `metier why` has to find; nobody writes these files by hand. Some need
+root, some the test cluster; a fault that cannot be provoked leaves its case as it is.
 """
 
 import os

@@ -1,30 +1,30 @@
-"""Faults of jobs, provoked by small batch scripts on the test cluster; what Slurm says of them is kept as well."""
+"""Faults of jobs, provoked by small batch scripts on the test cluster; what Slurm says is kept as well."""
 
 import atexit
 import json
 from contextlib import ExitStack
 from functools import cache
 
+from launcher.seeing.slurm import queue_words
 from launcher.why.sacct import FIELDS
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import job_nodes, submit, wait_for_state, wait_until_ended
+from tests.slurm.jobs import job_nodes, submit, wait_for_job, wait_for_state, wait_until_ended
 from tests.slurm.lifetime import new_root, started
 from tests.slurm.settings import Settings
 from tests.why.work import Work, wait_for
 
 _HEAD = "#!/bin/bash\n"
 _SLEEP = "srun sleep 600\n"
-_GREEDY = "python3 -c 'a = [bytearray(1 << 24) for _ in range(1000)]; input()'\n"
+_GREEDY = "python3 -c 'a = [bytearray([120]) * (1 << 24) for _ in range(60)]; import time; time.sleep(60)'\n"
 
 
 @cache
-def get_cluster() -> Cluster:
+def get_cluster(*extra: str) -> Cluster:
     """Start the cluster with the first fault; it ends with the recorder."""
     stack = ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(
-        started(Settings(root=new_root(), nodes=3, gpus=2, accounting=True, enforces_memory=True))
-    )
+    settings = Settings(root=new_root(), nodes=3, gpus=2, accounting=True, enforces_memory=True, extra=extra)
+    return stack.enter_context(started(settings))
 
 
 def submit_script(work: Work, script: str, *options: str) -> int:
@@ -63,11 +63,22 @@ def run_script(work: Work, script: str, state: str, *options: str) -> None:
 
 
 def refused(work: Work, *options: str) -> None:
-    """Keep the words by which sbatch refuses a job."""
+    """Keep the words by which sbatch refuses a job, at a site that refuses what a partition forbids."""
     path = work.folder / "job.sh"
     path.write_text(_HEAD + _SLEEP)
-    said = get_cluster().run("sbatch", *options, str(path), check=False, cwd=work.folder)
+    words = ("sbatch", *options, str(path))
+    said = get_cluster("EnforcePartLimits=ALL").run(*words, check=False, cwd=work.folder)
     work.keep(said.stdout + said.stderr)
+
+
+def waits(work: Work, reason: str, *options: str) -> None:
+    """Keep what Slurm says of a job that it lets wait for ever, at a site that does not refuse it."""
+    cluster = get_cluster()
+    job = submit_script(work, _SLEEP, *options)
+    wait_for_job(cluster, job, lambda found: reason in found.fields["Reason"], 60, reason)
+    keep_rows(work, job, "PENDING")
+    (work.folder / "squeue.txt").write_text(cluster.run(*queue_words([str(job)])).stdout)
+    cluster.run("scancel", str(job))
 
 
 def command_not_found(work: Work) -> None:
@@ -115,7 +126,7 @@ def job_cancelled(work: Work) -> None:
 
 
 def preempted(work: Work) -> None:
-    job = submit_script(work, _SLEEP, "--partition=low", "--nodes=3", "--exclusive", "--requeue")
+    job = submit_script(work, _SLEEP, "--partition=abrupt", "--nodes=3", "--exclusive", "--requeue")
     wait_for_state(get_cluster(), job, "RUNNING")
     words = ("--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 30")
     higher = submit(get_cluster(), *words)
@@ -150,12 +161,20 @@ def too_many_nodes(work: Work) -> None:
     refused(work, "--nodes=99")
 
 
+def waits_for_nodes(work: Work) -> None:
+    waits(work, "PartitionNodeLimit", "--nodes=99")
+
+
 def time_refused(work: Work) -> None:
     refused(work, "--partition=short", "--time=2-00:00:00")
 
 
+def waits_for_time(work: Work) -> None:
+    waits(work, "PartitionTimeLimit", "--partition=short", "--time=2-00:00:00")
+
+
 def controller_away(work: Work) -> None:
-    cluster = get_cluster()
+    cluster = get_cluster("EnforcePartLimits=ALL")
     cluster.stop_controller()
     try:
         refused(work)
@@ -180,6 +199,8 @@ CASES = {
     "partition_unknown": partition_unknown,
     "nodes_unavailable": nodes_unavailable,
     "nodes_unavailable.count": too_many_nodes,
+    "nodes_unavailable.waits": waits_for_nodes,
     "time_refused": time_refused,
+    "time_refused.waits": waits_for_time,
     "controller_away": controller_away,
 }

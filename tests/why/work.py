@@ -22,6 +22,7 @@ _DROPPED_EVENTS = {"memory", "self_test"}
 _KEPT_LINES = 120
 _PATIENCE_SECONDS = 120
 _SECRET = re.compile(r"\b[0-9a-f]{40,}\b|\bhf_\w+")
+_CLUSTER = re.compile(r"/tmp/slurm-\w+")  # noqa: S108 - where test clusters lie
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def record(work: Work, case: Path) -> None:
     }
     files = [*work.run.glob("logs/*.log"), *work.run.glob("incarnations/0*.json"), *work.run.glob("*.jsonl")]
     files += [work.run / "outcome.json", work.run / "preflight.json", work.folder / "command.log"]
-    files += [work.folder / "sacct.txt"]
+    files += [work.folder / "sacct.txt", work.folder / "squeue.txt"]
     for path in files:
         if not path.is_file() or path.name in {"samples.jsonl"}:
             continue
@@ -167,4 +168,4 @@ def scrub(content: str, names: dict[str, str]) -> str:
     """Replace this machine's folders and name, and whatever looks like a secret."""
     for name, instead in sorted(names.items(), key=lambda pair: -len(pair[0])):
         content = re.sub(rf"{re.escape(name)}(?![\w-])", instead, content)
-    return _SECRET.sub("[secret]", content)
+    return _SECRET.sub("[secret]", _CLUSTER.sub("/var/slurm", content))

@@ -3,7 +3,7 @@
 The journal is the truth and the helper its reader: the training never waits for a server. The helper's
 standard input is a pipe that only the trainer holds; when it closes, or the trainer dies, the helper
 sends what is left within DRAIN_SECONDS and leaves. What it could not send is sent by the next start,
-or by hand: ``python -m training.metrics.tracker RUN_DIR``.
+or by hand: ``metier sync RUN``.
 """
 
 import os
@@ -22,6 +22,8 @@ CLOSE_SECONDS = 9.0
 """How long the trainer waits for the helper at its end, whatever the server does."""
 
 FOLLOW = "--follow"
+ONLINE = "--online"
+"""Send to the server, whatever mode the run was trained with."""
 
 
 class TrackerHandle:
@@ -74,13 +76,15 @@ def kill_group(group: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Follow a living training (``RUN_DIR --follow``), or send what is left of a finished one."""
+    """Follow a living training (``RUN_DIR --follow``), or send what is left (``RUN_DIR [--online]``)."""
     # Before W&B is imported, which the helper alone does.
     stay_shielded()
     from training.metrics.wandb_follower import follow_run  # noqa: PLC0415
 
     root = Path(arguments[0])
-    attempt = int(arguments[2]) if len(arguments) > 2 else 0  # noqa: PLR2004
+    attempt = next((int(word) for word in arguments[1:] if word.isdecimal()), 0)
+    if ONLINE in arguments:
+        return follow_run(RunLayout(root), follow=False, attempt=0, mode="online")
     return follow_run(RunLayout(root), follow=FOLLOW in arguments, attempt=attempt)
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import wandb
@@ -20,6 +20,7 @@ from training.errors import MetierError
 from training.files import write_json, write_text
 from training.layout import RunLayout, redone_beside
 from training.metrics.lines import read_lines
+from training.metrics.nodes import NodeReadings
 from training.metrics.tail import POLL_SECONDS, follow_lines
 from training.metrics.tracker import DRAIN_SECONDS, FOLLOW, kill_group
 
@@ -41,19 +42,21 @@ class TrackerSettings:
     project: str
     entity: str | None
     group: str | None
+    job_type: str | None
     tags: list[str]
     name: str
     samples_per_step: int | None
     config: dict[str, Any]
 
 
-def follow_run(layout: RunLayout, *, follow: bool, attempt: int) -> int:
+def follow_run(layout: RunLayout, *, follow: bool, attempt: int, mode: str | None = None) -> int:
     """Send the journal to W&B until the training ends; try again from a fresh process on a failure.
 
     Args:
         layout: The run.
         follow: Whether a training is alive on the other end of standard input.
         attempt: How often a fresh process was tried before.
+        mode: Instead of the one that the run was trained with.
 
     Returns:
         The exit code: 0 when all was handed over.
@@ -66,7 +69,8 @@ def follow_run(layout: RunLayout, *, follow: bool, attempt: int) -> int:
         ended.set()
     try:
         with wait_for_turn(layout):
-            send_journal(layout, read_settings(layout), ended)
+            settings = read_settings(layout)
+            send_journal(layout, replace(settings, mode=mode or settings.mode), ended)
     except HOPELESS as error:
         _say(f"W&B refused: {_first_line(error)}; metrics.jsonl has everything")
         return 1
@@ -74,7 +78,7 @@ def follow_run(layout: RunLayout, *, follow: bool, attempt: int) -> int:
         pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**attempt)
         _say(f"W&B is out of reach: {_first_line(error)}; trying again in {pause:.0f}s")
         if ended.wait(pause):
-            _say("the training ended first; send the rest: python -m training.metrics.tracker RUN_DIR")
+            _say(f"the training ended first; send the rest: metier sync {layout.root}")
             return 1
         _start_afresh(layout, attempt + 1)
     return 0
@@ -90,6 +94,7 @@ def read_settings(layout: RunLayout) -> TrackerSettings:
         project=tracker["project"],
         entity=tracker["entity"],
         group=tracker["group"],
+        job_type=tracker.get("job_type"),
         tags=tracker["tags"],
         name=config["name"],
         samples_per_step=config.get("batch", {}).get("global_batch_size"),
@@ -119,6 +124,7 @@ def send_journal(layout: RunLayout, settings: TrackerSettings, ended: threading.
         project=settings.project,
         entity=settings.entity,
         group=settings.group,
+        job_type=settings.job_type,
         tags=settings.tags,
         name=settings.name,
         config=settings.config,
@@ -131,11 +137,14 @@ def send_journal(layout: RunLayout, settings: TrackerSettings, ended: threading.
     run.define_metric("*", step_metric="step")
     sent = SentRows(layout, settings.mode)
     next_row = max(sent.last_row + 1, run.step if run.resumed else 0)
+    nodes = NodeReadings(layout)
     for lines in follow_lines(layout.metrics, ended):
+        nodes.read()
         for line in lines:
             row = number_row(line, settings.samples_per_step)
+            system = nodes.take(float(line.get("time", 0.0)))
             if row >= next_row:
-                run.log(lay_flat(line) | find_samples(layout, line), step=row)
+                run.log(lay_flat(line) | system | find_samples(layout, line), step=row)
                 next_row = row + 1
         if settings.mode == "offline":
             sent.write(next_row - 1)
@@ -233,7 +242,7 @@ def _watch_trainer(ended: threading.Event, trainer: int) -> None:
         pass
     ended.set()
     time.sleep(DRAIN_SECONDS)
-    _say("W&B took too long; send the rest: python -m training.metrics.tracker RUN_DIR")
+    _say("W&B took too long; send the rest: metier sync RUN")
     kill_group(os.getpgrp())
 
 

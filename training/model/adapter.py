@@ -81,7 +81,7 @@ def forbid_repacking(base: nn.Module) -> None:
     """
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - torch types attributes narrowly
 
 
 def check_new_rows(model: AnyModel) -> None:

@@ -1,8 +1,10 @@
 """``python -m training.upkeep RUN_DIR ACTION [STEP [FOLDER]]``, an empty STEP being the newest.
 
-Behind ``prune`` the word ``all`` stands in the folder's place: what was set aside goes as well.
+Behind ``prune`` the word ``all`` stands in the folder's place: what was set aside goes as well. ``digest``
+prints one JSON object, for `metier drill`.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from training.checkpoint.load import find_checkpoint, read_step
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
 from training.layout import RunLayout
 from training.upkeep.convert import convert
+from training.upkeep.digest import digest
 from training.upkeep.listing import prune_run, show_checkpoints, verify_all
 
 
@@ -23,12 +26,18 @@ def main(words: list[str]) -> int:
         "verify": lambda: verify_all(layout, step),
         "prune": lambda: prune_run(layout, all_damaged=words[3:] == ["all"]),
         "convert": lambda: _convert(layout, step, words[3:]),
+        "digest": lambda: _digest(layout, step),
     }
     try:
         return EXIT_OK if actions[action]() else EXIT_FAILED
     except MetierError as error:
         sys.stderr.write(f"metier checkpoints: {error}\n")
         return EXIT_USER_ERROR
+
+
+def _digest(layout: RunLayout, step: int | None) -> bool:
+    sys.stdout.write(json.dumps(digest(find_checkpoint(layout, step))) + "\n")
+    return True
 
 
 def _convert(layout: RunLayout, step: int | None, rest: list[str]) -> bool:

@@ -83,9 +83,15 @@ def _write(reader: FragmentReader, key: str, origin: Mapping[str, str], path: Pa
         stream.write(len(header).to_bytes(8, "little") + header)
         for name, entry in reader.index.parameters.items():
             if key in entry.keys:
-                for start in range(0, entry.numel, _BAND_ELEMENTS):
-                    band = Stretch(start, min(start + _BAND_ELEMENTS, entry.numel))
-                    stream.write(_read(reader, name, key, band).data)
+                for band in read_bands(reader, name, key):
+                    stream.write(band.data)
+
+
+def read_bands(reader: FragmentReader, name: str, key: str) -> Iterator[npt.NDArray[np.uint8]]:
+    """Read all bytes of one key of a parameter, a band of its elements at a time."""
+    numel = reader.index.parameters[name].numel
+    for start in range(0, numel, _BAND_ELEMENTS):
+        yield _read(reader, name, key, Stretch(start, min(start + _BAND_ELEMENTS, numel)))
 
 
 def _read(reader: FragmentReader, name: str, key: str, band: Stretch) -> npt.NDArray[np.uint8]:

@@ -4,6 +4,7 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -38,6 +39,7 @@ from training.metrics.journal import Events
 from training.metrics.lines import read_lines
 from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
+from training.metrics.system import start_system_watch
 from training.model.arithmetic import flops_per_token, peak_flops
 from training.model.folder import fingerprint_base
 from training.model.inputs import Batch
@@ -99,7 +101,8 @@ def _run(layout: RunLayout, config: RunConfig, ranks: Ranks, notice: Notice) -> 
     check_audit(corpus.manifest, rows.by_source, config.batch.sequence_length, config.audit)
     incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
     try:
-        with within_fence(layout.incarnations, incarnation):
+        system = start_system_watch(layout, ranks, config.tracker.system_seconds)
+        with within_fence(layout.incarnations, incarnation), closing(system):
             stop = _listen(layout, config, place, notice)
             if ranks.is_lead:
                 clear_outcome(layout, incarnation)

@@ -1,0 +1,115 @@
+"""Whoever is told in time loses nothing: requeue, time's end, preemption, cancellation."""
+
+from pathlib import Path
+
+from tests.slurm.conftest import Order
+from tests.slurm.jobs import accounts, submit, wait_until_ended
+from tests.slurm.runs import SAVED_EVERY, STEPS, Training
+
+
+def preempt(training: Training, seconds: float = 120) -> None:
+    """Have a job of the higher partition take all nodes, and wait for its end."""
+    nodes = len(training.cluster.nodes)
+    job = submit(
+        training.cluster, "-p", "high", f"-N{nodes}", "--exclusive", "-o/dev/null", "--wrap", "srun true"
+    )
+    training.assert_inside()
+    wait_until_ended(training.cluster, job, seconds)
+
+
+def test_a_requeue_from_outside_saves_at_one_step_and_costs_none(training: Training, whole: Path) -> None:
+    job = training.submit()
+    training.wait_for_step()
+    training.cluster.run("scontrol", "requeue", str(job))
+    training.assert_inside()
+    assert training.finish().restarts == 1
+    training.assert_same_as(whole, lost=0)
+
+
+def test_the_notice_of_the_times_end_saves_and_the_same_job_goes_on(training: Training, whole: Path) -> None:
+    job = training.submit()
+    training.wait_for_step()
+    training.cluster.run("scancel", "--batch", "--signal=USR1", str(job))
+    training.assert_inside()
+    assert training.finish().restarts == 1
+    training.assert_same_as(whole, lost=0)
+
+
+def test_a_notice_where_no_job_may_requeue_goes_on_in_a_job_that_waited(
+    training: Training, whole: Path
+) -> None:
+    job = training.submit("cluster.slurm.requeue=false", "cluster.slurm.partition=norequeue")
+    training.wait_for_step()
+    training.cluster.run("scancel", "--batch", "--signal=USR1", str(job))
+    training.assert_inside()
+    ended = training.finish()
+    assert ended.fields["JobId"] != str(job)
+    assert ended.restarts == 0
+    training.assert_same_as(whole, lost=0)
+
+
+def test_preempted_with_five_seconds_grace_it_saves_is_requeued_and_never_counts_as_completed(
+    training: Training, whole: Path
+) -> None:
+    job = training.submit("cluster.slurm.partition=low")
+    training.wait_for_step()
+    preempt(training)
+    assert training.finish().restarts >= 1
+    states = [row["State"] for row in accounts(training.cluster, job)]
+    assert states[-1] == "COMPLETED"
+    assert set(states[:-1]) <= {"PREEMPTED", "REQUEUED"}
+    training.assert_same_as(whole, lost=0)
+
+
+def test_preempted_without_grace_it_still_saves(training: Training, whole: Path) -> None:
+    training.submit("cluster.slurm.partition=abrupt")
+    training.wait_for_step()
+    preempt(training)
+    assert training.finish().restarts >= 1
+    training.assert_same_as(whole, lost=0)
+
+
+def test_preempted_too_slow_to_save_it_goes_on_from_the_last_checkpoint(
+    training: Training, whole: Path
+) -> None:
+    training.submit("cluster.slurm.partition=abrupt")
+    training.wait_for_step()
+    for node in {process.host for process in training.ranks().values()}:
+        training.cluster.slow(node, 0.999)
+    preempt(training)
+    for node in training.cluster.nodes:
+        training.cluster.slow(node, 0)
+    assert training.finish().restarts >= 1
+    assert training.redone()
+    training.assert_same_as(whole, lost=SAVED_EVERY)
+
+
+def test_where_the_site_signals_a_preemption_the_script_does_not_die_of_the_signal(
+    order: Order, work: Path, whole: Path
+) -> None:
+    training = Training(order(nodes=2, signals_preemption=True), work)
+    training.submit("cluster.slurm.partition=low")
+    training.wait_for_step()
+    preempt(training)
+    assert training.finish().restarts >= 1
+    training.assert_same_as(whole, lost=0)
+
+
+def test_cancelled_it_saves_and_stays_away_until_submitted_again_which_a_living_run_refuses(
+    training: Training, whole: Path
+) -> None:
+    job = training.submit()
+    training.wait_for_step()
+    second = training.type("train", "experiment=tiny_smoke", "cluster=slurm")
+    training.cluster.run("scancel", str(job))
+    training.assert_inside()
+    assert second.returncode == 2
+    assert f"job {job} of tiny_smoke is running already" in second.stderr
+    assert wait_until_ended(training.cluster, job).state == "CANCELLED"
+    stopped_at = training.lines()[-1]["step"]
+    assert (training.run / f"checkpoints/step_{stopped_at:08d}/manifest.json").exists()
+    assert stopped_at < STEPS
+    assert len(training.journal("submitted", "next")) == 1
+    training.submit()
+    training.finish()
+    training.assert_same_as(whole, lost=0)

@@ -1,0 +1,89 @@
+"""What one command submits: a whole run as jobs that wait for each other, a sweep as one array."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.end_to_end.runs import environment, journal
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import submit, wait_until_ended
+
+SMALL = (
+    "experiment=tiny_smoke",
+    "cluster=slurm",
+    "cluster.slurm.time=5",
+    "cluster.preflight.mode=off",
+    "cluster.threads_per_process=1",
+)
+
+
+def metier(cluster: Cluster, folder: Path, *words: str) -> str:
+    folder.mkdir(exist_ok=True)
+    return cluster.run(sys.executable, "-m", "launcher", *words, cwd=folder, env=environment()).stdout
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "jobs.jsonl").read_text().splitlines()]
+
+
+def logs_of(run: Path) -> str:
+    return "\n".join(f"{log}:\n{log.read_text()[-3000:]}" for log in run.glob("logs/*.log"))
+
+
+def test_one_command_prepares_trains_evaluates_and_exports_in_jobs_that_wait_for_each_other(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    small = ("prepare.tasks=2", "prepare.processes=1", "loop.max_steps=2", "evaluation.bootstrap_samples=50")
+    shape = ("cluster.nodes=2", "cluster.processes_per_node=2", "batch.global_batch_size=4")
+    before = submit(cluster, "--hold", f"--output={tmp_path}/before.log", "--wrap", "true")
+    said = metier(cluster, tmp_path, "run", *SMALL, *shape, *small, f"after={before}")
+    rows = [line.split() for line in said.splitlines()[1:6]]
+    jobs = [row[0].partition("_")[0] for row in rows]
+    assert [row[1] for row in rows] == ["prepare", "prepare", "train", "evaluate", "export"]
+    assert [row[2:-1] for row in rows] == [[str(before)], [jobs[0]], [jobs[1]], [jobs[2]], [jobs[2]]]
+    assert rows[0][0] == f"{jobs[0]}_[0-1]"
+
+    run = tmp_path / "runs/tiny_smoke"
+    assert [line["after"] for line in lines_of(run)] == [str(before), *jobs[:2], jobs[2], jobs[2]]
+    cluster.run("scontrol", "release", str(before))
+    for job in jobs[1:]:
+        assert wait_until_ended(cluster, int(job)).state == "COMPLETED", logs_of(run)
+    assert len(journal(run)) == 2
+    assert (run / "report/report.html").exists()
+    assert (run / "model/model.safetensors").exists()
+    assert sorted(path.name for path in (run / "logs").glob("job_*.log")) == sorted(
+        f"job_{name}.log" for name in (f"{jobs[0]}_0", f"{jobs[0]}_1", *jobs[1:])
+    )
+
+
+def test_a_sweep_is_one_array_whose_tasks_run_some_at_a_time_and_fail_alone(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    metier(cluster, tmp_path, "prepare", "experiment=tiny_smoke", "prepare.processes=1")
+    # What grows without bound is no number after a step: no other start could help.
+    rates = "optimizer.learning_rate=3e-3,1e30,1e-3"
+    sweep = (*SMALL, rates, "loop.max_steps=4", "loop.max_skipped_in_a_row=1", "cluster.slurm.array_limit=2")
+    said = metier(cluster, tmp_path, "train", "-m", *sweep)
+    rows = dict(reversed(line.split()) for line in said.splitlines()[1:4])
+    names = [f"tiny_smoke,learning_rate={rate}" for rate in ("3e-3", "1e30", "1e-3")]
+    array = rows[names[0]].partition("_")[0]
+    assert rows == {name: f"{array}_{task}" for task, name in enumerate(names)}
+    waiting = cluster.run("squeue", "--noheader", "--array", "--format=%i %T", "--states=all").stdout
+    assert waiting.count("RUNNING") <= 2
+
+    states = {name: wait_until_ended(cluster, job).state for name, job in rows.items()}
+    runs = {name: tmp_path / "runs" / name for name in names}
+    assert states == dict(zip(names, ("COMPLETED", "FAILED", "COMPLETED"), strict=True)), [
+        logs_of(run) for run in runs.values()
+    ]
+    outcomes = {name: json.loads((run / "outcome.json").read_text()) for name, run in runs.items()}
+    assert [outcome["state"] for outcome in outcomes.values()] == ["COMPLETED", "FAILED", "COMPLETED"]
+    for name, run in runs.items():
+        assert [line["job"] for line in lines_of(run)] == [rows[name]] * len(lines_of(run))
+        assert (run / f"logs/job_{rows[name]}.log").read_text().startswith("metier job: start 1")
+
+    again = metier(cluster, tmp_path, "train", "-m", *sweep)
+    assert re.findall(r"finished already +(\S+)", again) == [names[0], names[2]]
+    assert "1 runs as one job array" in again
