@@ -17,7 +17,7 @@ _SETTINGS = ("partition", "to")
 _DEVICES = Path("/sys/class/infiniband")
 
 HELP = """\
-metier cluster init NAME [--partition=P] [--to=FOLDER]
+metier cluster init NAME [--partition P] [--to FOLDER]
 metier cluster show
 
 On a login node: Slurm is asked what there is, nothing is submitted.
@@ -29,7 +29,7 @@ Actions
   show   the partitions: limits, nodes, GPUs, cores, memory, preemption
 
 Examples
-  metier cluster init leonardo --partition=boost
+  metier cluster init leonardo --partition boost
   metier train --config-dir configs cluster=leonardo cluster.nodes=2 ...
 """
 
@@ -109,5 +109,5 @@ def _read_settings(words: Words) -> dict[str, str]:
             settings[key] = value
     for key, value in settings.items():
         if not value:
-            raise ConfigError(f"--{key} wants a value: --{key}=...")
+            raise ConfigError(f"--{key} wants a value: --{key} ...")
     return settings

@@ -24,7 +24,7 @@ TOOLS = {
 }
 """Verb: its module, and what it is for."""
 
-VALUED = frozenset({"--rank", "--job", "--lines", "--log", "--partition", "--every"})
+VALUED = frozenset({"--rank", "--job", "--lines", "--log", "--partition", "--to", "--every"})
 """Flags of these verbs that a value follows, with ``=`` or as the next word."""
 
 

@@ -1,6 +1,7 @@
 """The few collective calls that are not DeepSpeed's. Every rank must call each of them."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from training.interface import tell_gloo
 from training.ranks import Ranks
 
 Value = TypeVar("Value")
@@ -63,6 +65,7 @@ def join(ranks: Ranks, *, device: torch.device, timeout_seconds: int) -> None:
     The same holds for groups that are founded later without a timeout of their own, as DeepSpeed founds
     them: torch would not give them this one but its default, of half an hour on CPUs.
     """
+    tell_gloo(os.environ)
     timeout = timedelta(seconds=timeout_seconds)
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         setattr(distributed_c10d, name, timeout)

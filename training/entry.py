@@ -1,11 +1,15 @@
 """How every worker process begins and ends: one argument in, an exit code and one line out."""
 
+import logging
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
+
+# On a CPU with AVX512-BF16 it asks for a package that nothing here uses (training/model/adapter.py says why).
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def run_entry(verb: str, body: Callable[[Path], None]) -> int:

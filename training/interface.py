@@ -3,10 +3,25 @@
 import fcntl
 import socket
 import struct
+from collections.abc import MutableMapping
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h: the IPv4 address of an interface
 _NAME_BYTES = 15
 _ADDRESS = slice(20, 24)
+
+
+def tell_gloo(environ: MutableMapping[str, str]) -> None:
+    """Set gloo's interface where nobody has: gloo itself takes what this host's name leads to.
+
+    That is the loopback on hosts whose /etc/hosts says so, and another network than the head node's on many
+    with several. NCCL looks at the interfaces themselves.
+    """
+    head = environ.get("MASTER_ADDR")
+    if head is None or "GLOO_SOCKET_IFNAME" in environ:
+        return
+    found = find_interface(head)
+    if found is not None:
+        environ["GLOO_SOCKET_IFNAME"] = found
 
 
 def find_interface(head: str, port: int = 9) -> str | None:

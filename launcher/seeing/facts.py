@@ -144,9 +144,15 @@ def read_hearts(layout: RunLayout) -> dict[int, Line]:
     return dict(sorted(hearts.items()))
 
 
-def read_jobs(layout: RunLayout) -> tuple[str, ...]:
-    """Read the numbers of the run's jobs from jobs.jsonl, each once, oldest first."""
-    found = (str(line.get("job") or line.get("job_id") or "") for line in read_records(layout.jobs))
+def read_jobs(layout: RunLayout, *, stages: bool = False) -> tuple[str, ...]:
+    """Read the numbers of the run's jobs from jobs.jsonl, each once, oldest first.
+
+    Args:
+        layout: The run.
+        stages: Those that prepare before the training and evaluate and export after it, instead of its own.
+    """
+    lines = [line for line in read_records(layout.jobs) if (line.get("event") == "stage") == stages]
+    found = (str(line.get("job") or "") for line in lines)
     return tuple(dict.fromkeys(job for job in found if job[:1].isdecimal()))
 
 

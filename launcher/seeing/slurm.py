@@ -84,7 +84,8 @@ def ask_jobs(jobs: Iterable[str]) -> SlurmView:
 
 def queue_words(jobs: Sequence[str]) -> list[str]:
     """Give squeue's words for what ``read_queue`` reads."""
-    return ["squeue", "--noheader", "--states=all", "--format=%i|%T|%r|%N", f"--jobs={','.join(jobs)}"]
+    columns = "--format=%i|%T|%r|%N"
+    return ["squeue", "--noheader", "--array", "--states=all", columns, f"--jobs={','.join(jobs)}"]
 
 
 def read_queue(lines: Iterable[str]) -> dict[str, JobView]:

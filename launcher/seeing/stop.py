@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from launcher.seeing.facts import read_jobs
 from launcher.seeing.here import find_ranks, is_rank
 from launcher.seeing.runs import RUN_ROOT, find_run, split_words
 from launcher.seeing.slurm import JobView, ask, ask_jobs
@@ -68,8 +69,11 @@ def stop_run(view: RunView, trouble: str, *, now: bool) -> list[str]:
         raise ClusterError(f"nothing of {facts.name} is running: {how}")
     write_text(facts.layout.stop_request, say_who())
     said = [f"asked to save and end ({facts.layout.stop_request.name}); it does not start again by itself"]
-    slurm = ask_jobs(facts.jobs)
-    jobs = [slurm.jobs[job] for job in facts.jobs if job in slurm.jobs and slurm.jobs[job].is_active]
+    # What was to follow on the training does not follow on half of it.
+    stages = read_jobs(facts.layout, stages=True)
+    slurm = ask_jobs([*facts.jobs, *stages])
+    active = [slurm.jobs[job] for job in (*facts.jobs, *stages) if job in slurm.jobs]
+    jobs = [job for job in active if job.is_active and (job.job in facts.jobs or job.state == "PENDING")]
     said += [line for job in jobs for line in _stop_job(job, now=now)]
     said += _stop_here(facts.layout) if now and not jobs else []
     reasons = [reason for reason in (trouble, slurm.trouble) if reason]

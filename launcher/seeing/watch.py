@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from launcher.seeing.events import say_event
@@ -93,11 +92,10 @@ def say_line(view: RunView) -> str:
 def draw(view: RunView, trouble: str = "") -> RenderableType:
     """Draw a look for a terminal."""
     facts = view.facts
-    total = max(1, facts.max_steps or 1)
     losses = [line["loss"] for line in facts.journal[-_SHOWN_LOSSES:] if isinstance(line.get("loss"), float)]
     parts: list[RenderableType] = [
         Text(say_line(view), style="bold", no_wrap=True, overflow="ellipsis"),
-        ProgressBar(total=total, completed=min(total, facts.step or 0), width=_LINE_WIDTH),
+        _draw_bar(min(1.0, (facts.step or 0) / max(1, facts.max_steps or 1))),
     ]
     if losses:
         ends = f"  {losses[0]:.3f} -> {losses[-1]:.3f}"
@@ -105,6 +103,12 @@ def draw(view: RunView, trouble: str = "") -> RenderableType:
     if trouble:
         parts.append(Text(trouble, style="yellow"))
     return Group(*parts)
+
+
+def _draw_bar(part: float) -> Text:
+    done = round(part * _LINE_WIDTH)
+    rest = "━" * (_LINE_WIDTH - done)
+    return Text.assemble(("━" * done, "green"), (rest, "bright_black"), f"  {part:.0%}", no_wrap=True)
 
 
 class News:

@@ -9,6 +9,7 @@ from launcher.slurm.site import Site, parse_nodes, parse_partitions, parse_setti
 from training.errors import ClusterError
 
 _ATTEMPTS = 3
+_NO_CLUSTER = ("resolve_ctls_from_dns_srv", "establish a configuration source", "Could not open slurm.conf")
 
 
 def ask_site(attempts: int = _ATTEMPTS) -> Site:
@@ -22,8 +23,17 @@ def ask_site(attempts: int = _ATTEMPTS) -> Site:
             "scontrol is not on this machine: call this on a login node of the cluster (some need the site's "
             "module of Slurm first), or use cluster=local or cluster=torchrun"
         )
+    try:
+        partitions = parse_partitions(_show("partition", attempts))
+    except SlurmError as error:
+        if any(words in str(error) for words in _NO_CLUSTER):
+            raise ClusterError(
+                "this machine has Slurm's commands and no cluster behind them (no slurm.conf); call this on "
+                "a login node of the cluster"
+            ) from None
+        raise
     return Site(
-        partitions=parse_partitions(_show("partition", attempts)),
+        partitions=partitions,
         nodes=parse_nodes(_show("node", attempts)),
         settings=parse_settings(call_slurm(["scontrol", "show", "config"], attempts=attempts)),
     )

@@ -12,7 +12,7 @@ _ENDS = {
     "finished": "finished",
     "stopped": "stopped in order",
     "failed": "failed",
-    "hung": "hung",
+    "hang": "a rank was stuck",
     "fenced": "taken over by a newer start",
 }
 

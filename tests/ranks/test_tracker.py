@@ -17,11 +17,15 @@ from typing import Any
 import pytest
 from wandb.proto import wandb_internal_pb2
 
+from launcher.compose import compose_run
+from launcher.tree import ConfigTree
 from training.layout import RunLayout
 from training.metrics.journal import Journal
 from training.metrics.lines import read_lines
 from training.metrics.rewind import Moment
+from training.metrics.sink import open_metrics
 from training.metrics.tracker import CLOSE_SECONDS, start_tracker
+from training.ranks import Ranks
 
 FAKE_KEY = "a" * 40
 LEVELDB_BLOCK = 32768
@@ -49,7 +53,7 @@ def silent_server() -> Iterator[str]:
 
 def new_run(root: Path, mode: str) -> RunLayout:
     layout = RunLayout(root / "run")
-    layout.root.mkdir()
+    layout.root.mkdir(parents=True)
     tracker = {
         "mode": mode,
         "project": "tests",
@@ -197,6 +201,20 @@ def test_the_loss_of_each_source_is_a_metric_of_its_own(tmp_path: Path) -> None:
         "loss": 2.5,
         "loss/law": 2.0,
     }
+
+
+def test_of_many_ranks_the_lead_alone_opens_a_run(tmp_path: Path) -> None:
+    words = ["experiment=tiny_smoke", "tracker=offline", "tracker.system_seconds=null"]
+    config = compose_run(words, ConfigTree(None)).config
+    opened = []
+    for rank in range(4):
+        layout = new_run(tmp_path / str(rank), "offline")
+        ranks = Ranks(rank=rank, local_rank=rank % 2, world_size=4)
+        sink = open_metrics(layout, config, ranks, incarnation=1, flops_per_token=None, peak_flops=None)
+        sink.event("started", step=0)
+        sink.close()
+        opened.append((layout.tracker / "wandb_id").exists() or (layout.logs / "tracker.log").exists())
+    assert opened == [True, False, False, False]
 
 
 def test_a_run_bears_its_group_its_job_type_and_every_nodes_readings(tmp_path: Path) -> None:

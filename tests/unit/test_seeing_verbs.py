@@ -101,15 +101,21 @@ def test_stop_cancels_jobs_that_wait_and_tells_those_that_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = write_run(Path("runs/mine"), host="elsewhere")
-    write_lines(layout.jobs, [{"event": "submitted", "job": "1"}, {"event": "next", "job": "2"}])
-    put_on_path(tmp_path / "bin", "squeue", 'echo "1|RUNNING|None|node1"; echo "2|PENDING|Dependency|"')
+    lines = [
+        {"event": "submitted", "job": "1"},
+        {"event": "next", "job": "2"},
+        {"event": "stage", "job": "3"},
+    ]
+    write_lines(layout.jobs, lines)
+    rows = ["1|RUNNING|None|node1", "2|PENDING|Dependency|", "3|PENDING|Dependency|"]
+    put_on_path(tmp_path / "bin", "squeue", f'for row in {" ".join(map(repr, rows))}; do echo "$row"; done')
     put_on_path(tmp_path / "bin", "scancel", f'echo "$@" >>{tmp_path}/cancelled')
     assert main(["stop", "mine"]) == 0
-    assert (tmp_path / "cancelled").read_text() == "--batch --signal=USR1 1\n2\n"
+    assert (tmp_path / "cancelled").read_text() == "--batch --signal=USR1 1\n2\n3\n"
     assert "job 1 on node1 was told" in capsys.readouterr().out
     (tmp_path / "cancelled").unlink()
     assert main(["stop", "mine", "--now"]) == 0
-    assert (tmp_path / "cancelled").read_text() == "1\n2\n"
+    assert (tmp_path / "cancelled").read_text() == "1\n2\n3\n"
     put_on_path(tmp_path / "bin", "scancel", "echo 'scancel: error: Access/permission denied' >&2; exit 1")
     assert main(["stop", "mine"]) == 1
     assert "Access/permission denied" in capsys.readouterr().out

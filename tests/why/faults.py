@@ -43,11 +43,11 @@ def rank_crashed(work: Work) -> None:
 
 
 def collective_timeout(work: Work) -> None:
-    with work.started("train", *LONG, "cluster.timeout_seconds=10") as command:
-        work.wait_for_step(4)
-        stopped = work.rank(1)
-        os.kill(stopped, signal.SIGSTOP)
-        command.wait(110)
+    stop_a_rank(work, "cluster.timeout_seconds=10", "cluster.watch.enabled=false")
+
+
+def hang(work: Work) -> None:
+    stop_a_rank(work, "cluster.timeout_seconds=300", "cluster.watch.step_seconds=8")
 
 
 def stopped_by_notice(work: Work) -> None:
@@ -143,7 +143,7 @@ def model_incomplete(work: Work) -> None:
 
 def disk_full(work: Work) -> None:
     with small_disk(work.folder / "runs", "size=2M"):
-        work.metier("train", *LONG, "loop.checkpoint_every_steps=4")
+        work.metier("train", *TWO, "loop.max_steps=40", "loop.checkpoint_every_steps=4")
         save_run(work)
     put_back(work)
 
@@ -245,6 +245,13 @@ def hit(work: Work, rank: int, number: int) -> None:
         os.kill(work.rank(rank), number)
 
 
+def stop_a_rank(work: Work, *words: str) -> None:
+    with work.started("train", *LONG, *words) as command:
+        work.wait_for_step(30)
+        os.kill(work.rank(1), signal.SIGSTOP)
+        command.wait(110)
+
+
 def meet(endpoint: str) -> tuple[str, ...]:
     return (
         "--nnodes=2",
@@ -290,6 +297,7 @@ CASES = [
     rank_killed,
     rank_crashed,
     collective_timeout,
+    hang,
     stopped_by_notice,
     killed_without_word,
     fenced,

@@ -3,6 +3,7 @@
 Every function here hangs where a peer hangs; whoever calls it gives it a deadline (``Looks.take``).
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore
 
+from training.interface import tell_gloo
 from training.preflight.device import find_gpu
 from training.preflight.facts import NetworkFacts, Pair
 from training.preflight.looks import Looks
@@ -93,6 +95,7 @@ class Meeting:
     def _join(self, store: TCPStore, prefix: str) -> None:
         # A connection of its own: one that waits for ever would hold up the board's.
         own = TCPStore(store.host, store.port, is_master=False, wait_for_workers=False, timeout=_NEVER)
+        tell_gloo(os.environ)
         # NCCL would end the process when its time is over; the deadline is kept by whoever called.
         dist.init_process_group(
             backend="gloo" if self._device.type == "cpu" else "cpu:gloo,cuda:nccl",

@@ -21,6 +21,8 @@ if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 warnings.filterwarnings("ignore", message="TORCH_CUDA_ARCH_LIST")
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# On a CPU with AVX512-BF16 it asks for a package that nothing here uses (training/model/adapter.py says why).
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
 from training.fence import FencedError
