@@ -99,7 +99,8 @@ def _find_ending_of_hosts(
     """Read the one outcome that all hosts share, once it is there."""
     deadline = time.monotonic() + (_OUTCOME_SECONDS if code == EXIT_OK else _OUTCOME_SECONDS_AFTER_FAILURE)
     while _identity(layout.outcome) in (None, former.outcome):
-        if asked or time.monotonic() > deadline:
+        begun = newest_incarnation(layout.incarnations) > former.incarnation
+        if (asked and not begun) or time.monotonic() > deadline:
             return _without_outcome(config, layout, code, former, asked=asked)
         time.sleep(_LOOK_SECONDS)
     ending = read_ending(layout, config.loop.max_steps, code)
