@@ -7,19 +7,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from tests.ranks.spawn import free_port
 from training.layout import RunLayout
 
-Fault = Literal["stopped", "endless loop", "holds Python", "never enters", "all wait", "none"]
+Fault = Literal["stopped", "endless loop", "holds Python", "never enters", "all wait", "overtaken", "none"]
 
 WATCH = {
     "enabled": True,
     "start_seconds": 60,
-    "step_seconds": 2,
+    "step_seconds": 4,
     "step_factor": 5,
     "save_seconds": 60,
     "evaluate_seconds": 60,
@@ -39,31 +38,37 @@ def new_run(root: Path, **watch: object) -> RunLayout:
     return layout
 
 
-def run_ranks(
-    layout: RunLayout, fault: Fault, *, victim: int = 1, timeout_seconds: float = 60
-) -> Sequence[int | None]:
-    """Run two ranks to their end; give their exit codes, negative for a signal."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    port = free_port()
-    ranks = [
-        context.Process(target=_be_rank, args=(layout.root, rank, port, fault if rank == victim else "none"))
-        for rank in range(2)
-    ]
-    if fault == "all wait":
-        ranks = [context.Process(target=_be_rank, args=(layout.root, rank, port, fault)) for rank in range(2)]
-    for each in ranks:
-        each.start()
-    deadline = time.monotonic() + timeout_seconds
-    try:
-        for each in ranks:
-            each.join(max(0.1, deadline - time.monotonic()))
-        return [each.exitcode for each in ranks]
-    finally:
-        for each in ranks:
-            each.kill()
-            each.join()
+class Start:
+    """Two ranks of a run, one of which has a fault."""
+
+    def __init__(self, layout: RunLayout, fault: Fault, victim: int = 1) -> None:
+        """Start them."""
+        self.layout = layout
+        os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        port = free_port()
+        faults: list[Fault] = ["none", "none"]
+        faults[victim] = fault
+        if fault == "all wait":
+            faults = [fault, fault]
+        self._ranks = [
+            context.Process(target=_be_rank, args=(layout.root, rank, port, each))
+            for rank, each in enumerate(faults)
+        ]
+        for process in self._ranks:
+            process.start()
+
+    def end(self, deadline: float) -> list[int | None]:
+        """Wait for their end; give their exit codes, negative for a signal."""
+        try:
+            for each in self._ranks:
+                each.join(max(0.1, deadline - time.monotonic()))
+            return [each.exitcode for each in self._ranks]
+        finally:
+            for each in self._ranks:
+                each.kill()
+                each.join()
 
 
 def _be_rank(root: Path, rank: int, port: int, fault: Fault) -> None:
@@ -88,20 +93,38 @@ def _be_rank(root: Path, rank: int, port: int, fault: Fault) -> None:
         for step in range(1, STEPS + 1):
             pulse.enter("step", step)
             if step == FAULT_STEP:
-                _meet(fault)
+                # Steps are shorter than beats here.
+                _wait_until_told(layout.heart(rank), step)
+                _meet(fault, layout)
             dist.all_reduce(torch.ones(8))
         leave()
 
 
-def _meet(fault: Fault) -> None:
+def _wait_until_told(path: Path, step: int) -> None:
+    from training.pulse.heart import read_heart
+
+    deadline = time.monotonic() + 30
+    while (heart := read_heart(path)) is None or heart.step < step:
+        assert time.monotonic() < deadline, f"{path} does not come to step {step}"
+        time.sleep(0.02)
+
+
+def _meet(fault: Fault, layout: RunLayout) -> None:
     match fault:
         case "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "endless loop":
             loop_for_ever()
         case "holds Python":
-            ctypes.PyDLL(None).sleep(600)
+            hold = ctypes.PyDLL(None).sleep
+            while True:  # a signal ends a sleep
+                hold(600)
         case "never enters":
+            threading.Event().wait()
+        case "overtaken":
+            from training.fence import claim_incarnation
+
+            claim_incarnation(layout.incarnations)
             threading.Event().wait()
         case "all wait":
             import torch

@@ -140,10 +140,23 @@ def test_when_all_have_stopped_beating_that_tells_nobody_apart() -> None:
 
 
 def test_a_rank_whose_heart_cannot_be_written_is_not_stuck_as_long_as_the_others_go_on() -> None:
-    blind = replace(HEART, step=5)
-    ranks = seen(HEART, blind, silent=[0.5, 600])
+    view, told = View(2, 0.0), []
+    for now in range(1, 1000):
+        # Rank 1's disk refuses from second 3 on, in the middle of the lead's steps.
+        hearts = [replace(HEART, step=now, time=now), replace(HEART, step=min(now, 3), time=min(now, 3))]
+        ranks = view.look(hearts, float(now), beat_seconds=1)
+        told.append(find_hang(ranks, WATCHING, beat_seconds=1))
+    assert set(told) == {None}
     assert stuck(ranks) == [0]
-    assert find_hang([replace(ranks[0], held=1.0), ranks[1]], WATCHING, beat_seconds=1) is None
+
+
+def test_a_rank_that_stopped_many_short_steps_after_its_last_beat_is_stuck_all_the_same() -> None:
+    view = View(2, 0.0)
+    for now in range(1, 400):
+        lead = replace(HEART, step=min(100 * now, 250), time=now)
+        ranks = view.look([lead, replace(HEART, phase="start", step=0, time=1)], float(now), beat_seconds=1)
+    hang = find_hang(ranks, WATCHING, beat_seconds=1)
+    assert hang == Hang(ranks=(1,), held=398.0, limit=300, silent=True)
 
 
 def test_only_the_time_of_who_is_behind_counts() -> None:
@@ -180,13 +193,13 @@ def test_the_leads_steps_decide_how_long_a_step_may_take() -> None:
             seen(HEART, HEART, replace(HEART, phase="save")),
             Hang(ranks=(2,), held=95.2, limit=60, silent=True),
             {2: "its process is stopped by a signal"},
-            "rank 2 on node1 has been saving step 12 for 95 s, the limit was 60 s (its process is stopped",
+            "rank 2 on node1 has not beaten for 95 s, last seen saving step 12, the limit was 60 s (its",
         ),
         (
             seen(HEART, None),
             Hang(ranks=(1,), held=1801, limit=1800, silent=True),
             {},
-            "rank 1 has been without a sign of life for 1801 s, the limit was 1800 s (its process does not",
+            "rank 1 has been without a sign of life for 1801 s, the limit was 1800 s; stacks",
         ),
     ],
 )

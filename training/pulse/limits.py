@@ -56,6 +56,9 @@ class Seen:
     silent: float
     """Seconds since its heart was last rewritten."""
 
+    left_behind: bool = False
+    """Whether others have done more than a step since it fell silent."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hang:
@@ -65,6 +68,8 @@ class Hang:
     """The stuck ones; all of them where nothing tells them apart."""
 
     held: float
+    """Seconds; of a silent one since its last beat."""
+
     limit: float
     silent: bool
     """Whether their hearts stopped as well: a stopped process, a dead node, or a lock that Python needs."""
@@ -103,23 +108,34 @@ def find_hang(seen: Sequence[Seen], watching: Watching, *, beat_seconds: float) 
     """Find who has been at one thing for too long; None while nobody has.
 
     Whoever waits for another rank is not to blame. So the ranks that are furthest behind are found first, and
-    only their time counts.
+    only their time counts. What a silent one is at now is not known: the others show where it is missed, and
+    theirs is the limit.
     """
     lead = next((each.heart for each in seen if each.rank == 0), None)
     usual = lead.usual_step_seconds if lead else None
-    quiet = max(_LEAST_SILENT_SECONDS, _SILENT_BEATS * beat_seconds)
+    quiet = find_quiet_seconds(beat_seconds)
     stuck = find_stuck(seen, silent_seconds=quiet)
-    late = [(each, find_limit(each.heart, watching, usual)) for each in stuck]
-    late = [(each, limit) for each, limit in late if each.held > limit]
+    limits = {each.rank: find_limit(each.heart, watching, usual) for each in seen}
+    late: list[tuple[float, float]] = []
+    for each in stuck:
+        silent = each.heart is not None and each.silent > quiet
+        held, limit = (each.silent, min(limits.values())) if silent else (each.held, limits[each.rank])
+        if held > limit:
+            late.append((held, limit))
     if not late:
         return None
-    worst, limit = max(late, key=lambda pair: pair[0].held - pair[1])
+    held, limit = max(late, key=lambda pair: pair[0] - pair[1])
     return Hang(
         ranks=tuple(each.rank for each in stuck),
-        held=worst.held,
+        held=held,
         limit=limit,
         silent=all(each.silent > quiet for each in stuck),
     )
+
+
+def find_quiet_seconds(beat_seconds: float) -> float:
+    """Find after how many seconds without a beat a heart counts as stopped."""
+    return max(_LEAST_SILENT_SECONDS, _SILENT_BEATS * beat_seconds)
 
 
 def find_stuck(seen: Sequence[Seen], *, silent_seconds: float) -> list[Seen]:
@@ -132,14 +148,9 @@ def find_stuck(seen: Sequence[Seen], *, silent_seconds: float) -> list[Seen]:
     if missing:
         return missing
     known = [(each, each.heart) for each in seen if each.heart is not None]
-    furthest = max((heart.step for _, heart in known), default=0)
-    # Every step has collectives: a rank that others have left two steps behind takes part in them, although
-    # its heart cannot be written.
-    known = [
-        (each, heart)
-        for each, heart in known
-        if not (each.silent > silent_seconds and heart.step + 1 < furthest)
-    ]
+    # Every step has collectives: a rank that others have left behind takes part in them, although its heart
+    # cannot be written.
+    known = [(each, heart) for each, heart in known if not each.left_behind]
     silent = [each for each, _ in known if each.silent > silent_seconds]
     if silent and len(silent) < len(known):
         return silent
@@ -171,12 +182,12 @@ def say_hang(hang: Hang, seen: Sequence[Seen], found: dict[int, str]) -> str:
     )
     verb = "has" if len(hang.ranks) == 1 else "have"
     first = by_rank[hang.ranks[0]]
-    why = next(
-        (found[rank] for rank in hang.ranks if rank in found),
-        "its process does not run" if hang.silent else "",
-    )
+    why = next((found[rank] for rank in hang.ranks if rank in found), "")
+    what = f"been {_say_place(first.heart)} for {hang.held:.0f} s"
+    if hang.silent and first.heart is not None:
+        what = f"not beaten for {hang.held:.0f} s, last seen {_say_place(first.heart)}"
     return (
-        f"{who} {verb} been {_say_place(first.heart)} for {hang.held:.0f} s, the limit was {hang.limit:.0f} s"
+        f"{who} {verb} {what}, the limit was {hang.limit:.0f} s"
         f"{f' ({why})' if why else ''}; stacks are in logs/rank_*.log"
     )
 

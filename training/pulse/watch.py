@@ -17,7 +17,7 @@ from training.layout import RunLayout
 from training.processes import end_with_parent, shield_children, stay_shielded
 from training.pulse.dump import LEAST_SECONDS, ask_for_dumps, end_of_stacks, is_here
 from training.pulse.heart import Heart, find_beat_seconds, read_heart
-from training.pulse.limits import Hang, Seen, Watching, find_hang, say_hang
+from training.pulse.limits import Hang, Seen, Watching, find_hang, find_quiet_seconds, say_hang
 
 _PAUSE_SECONDS = 5.0
 """A longer gap between two looks means that this machine, or its disk, stood still: nobody's fault."""
@@ -61,6 +61,9 @@ class View:
         self._hearts: list[Heart | None] = [None] * world_size
         self._came = [now] * world_size
         self._beat = [now] * world_size
+        self._steps_then: list[int | None] = [None] * world_size
+        """The furthest step of all when this rank fell silent."""
+
         self._last = now
 
     def look(self, hearts: list[Heart | None], now: float, *, beat_seconds: float) -> list[Seen]:
@@ -75,10 +78,27 @@ class View:
             # One of an older start is of a process on a node that was lost sight of.
             if heart is not None and (heart.incarnation is None or heart.incarnation == newest):
                 self._take(rank, heart, now)
+        furthest = max((heart.step for heart in self._hearts if heart), default=0)
         return [
-            Seen(rank=rank, heart=heart, held=now - self._came[rank], silent=now - self._beat[rank])
+            Seen(
+                rank=rank,
+                heart=heart,
+                held=now - self._came[rank],
+                silent=now - self._beat[rank],
+                left_behind=self._is_left_behind(rank, furthest, now, find_quiet_seconds(beat_seconds)),
+            )
             for rank, heart in enumerate(self._hearts)
         ]
+
+    def _is_left_behind(self, rank: int, furthest: int, now: float, quiet: float) -> bool:
+        then = self._steps_then[rank]
+        if now - self._beat[rank] <= quiet:
+            self._steps_then[rank] = None
+        elif then is None:
+            self._steps_then[rank] = furthest
+        else:
+            return furthest > then + 1
+        return False
 
     def _take(self, rank: int, heart: Heart, now: float) -> None:
         before = self._hearts[rank]
@@ -109,7 +129,7 @@ def watch(layout: RunLayout, world_size: int, watching: Watching) -> None:
 
 
 def _all_silent(seen: list[Seen], beat_seconds: float) -> bool:
-    return all(each.silent > _PAUSE_SECONDS * beat_seconds for each in seen)
+    return all(each.silent > find_quiet_seconds(beat_seconds) for each in seen)
 
 
 def _can_write(layout: RunLayout) -> bool:
@@ -147,8 +167,8 @@ def _dump(layout: RunLayout, hang: Hang, seen: list[Seen], *, seconds: float) ->
         reason = say_hang(hang, seen, {}).partition(";")[0]
         hearts = {each.rank: each.heart for each in seen if each.heart is not None}
         # Whose heart has stopped cannot answer: nobody waits for that.
-        mute = set(hang.ranks) if hang.silent else set()
-        answered = ask_for_dumps(layout, reason, set(hearts) - mute, seconds=seconds)
+        awake = {each.rank for each in seen if each.heart is not None and each.silent < seconds / 2}
+        answered = ask_for_dumps(layout, reason, awake, seconds=seconds)
         return end_of_stacks([heart for rank, heart in hearts.items() if rank not in answered], layout)
     return {}
 
