@@ -18,8 +18,8 @@ _DETAILS = {
     "train": "Writes run_root/name: run.json, logs, metrics.jsonl, checkpoints. One process per device.",
     "evaluate": "Reads run_root/name/run.json; evaluation.* may be given anew, for this time.",
     "export": "Reads run_root/name/run.json; export.* may be given anew, for this time.",
-    "run": "What each verb does, in this order; the first that fails ends it. Under Slurm the corpus, unless it\n"
-    "is there, is prepared in prepare.tasks jobs side by side; the command returns when all is submitted.",
+    "run": "What each verb does, in this order; the first that fails ends it. Under Slurm the corpus, where\n"
+    "it is missing, is prepared in prepare.tasks jobs side by side; the command then returns.",
 }
 
 _EXAMPLES = {

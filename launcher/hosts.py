@@ -162,13 +162,13 @@ def join_run(config: RunConfig, *, patience_seconds: float = _PATIENCE_SECONDS) 
     began = time.monotonic()
     told = False
     while True:
-        there = layout.config.exists()
-        differences = find_differences(read_frozen(layout.config), config) if there else []
-        if there and not differences:
+        is_frozen = layout.config.exists()
+        differences = find_differences(read_frozen(layout.config), config) if is_frozen else []
+        if is_frozen and not differences:
             return layout
         waited = time.monotonic() - began
         if differences and waited >= patience_seconds:
-            shown = ", ".join(f"{path}: {there} -> {here}" for path, there, here in differences[:3])
+            shown = ", ".join(f"{path}: {its} -> {own}" for path, its, own in differences[:3])
             raise ConfigError(
                 f"{head} and this host were given other settings ({head} -> this host: {shown}); type the "
                 f"same command on each host, on {head} first"

@@ -41,7 +41,7 @@ def run_jobs(
     if not multirun:
         overridden = overridden_paths(jobs[0].overrides, tree)
         if verb == "run":
-            return run_whole(runs[0], overridden, follow=follow).exit_code
+            return run_whole(runs[0], overridden, jobs[0].overrides, follow=follow).exit_code
         return run_verb(verb, runs[0], overridden, follow=follow, node_rank=node_rank).exit_code
 
     on_slurm = any(run.config.cluster.kind == "slurm" for run in runs)
@@ -89,7 +89,7 @@ def _run_job(verb: str, job: Job, run: Composed, tree: ConfigTree, node_rank: in
     overridden = overridden_paths(job.overrides, tree)
     try:
         if verb == "run":
-            return run_whole(run, overridden)
+            return run_whole(run, overridden, job.overrides)
         return run_verb(verb, run, overridden, node_rank=node_rank)
     except MetierError as error:
         raise type(error)(f"job {run.config.name}: {error}") from error

@@ -99,7 +99,8 @@ def _find_ending_of_hosts(
     """Read the one outcome that all hosts share, once it is there."""
     deadline = time.monotonic() + (_OUTCOME_SECONDS if code == EXIT_OK else _OUTCOME_SECONDS_AFTER_FAILURE)
     while _identity(layout.outcome) in (None, former.outcome):
-        if asked or time.monotonic() > deadline:
+        begun = newest_incarnation(layout.incarnations) > former.incarnation
+        if (asked and not begun) or time.monotonic() > deadline:
             return _without_outcome(config, layout, code, former, asked=asked)
         time.sleep(_LOOK_SECONDS)
     ending = read_ending(layout, config.loop.max_steps, code)
@@ -175,6 +176,8 @@ def _explain(state: str, outcome: dict[str, Any], layout: RunLayout, max_steps: 
     error_class = outcome.get("error_class") or "unknown error"
     if error_class in _user_errors(MetierError):
         return EXIT_USER_ERROR, message
+    if outcome.get("cause") == "hang":
+        return EXIT_FAILED, f"hung: {message}; the same command goes on from the last checkpoint"
     log = layout.rank_log(int(outcome.get("rank") or 0))
     return EXIT_FAILED, f"failed with {error_class}: {message}; the traceback is in {log}"
 

@@ -1,5 +1,6 @@
 """`metier run`: from the documents to the report and the exported model, in one command."""
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -17,12 +18,15 @@ from training.errors import EXIT_OK, ClusterError, ConfigError, DataError, Model
 VERBS = ("prepare", "train", "evaluate", "export")
 
 
-def run_whole(composed: Composed, overridden: Sequence[str], *, follow: bool = False) -> Ending:
+def run_whole(
+    composed: Composed, overridden: Sequence[str], typed: Sequence[str], *, follow: bool = False
+) -> Ending:
     """Do everything that a run needs, here or as jobs that wait for each other.
 
     Args:
         composed: The run.
         overridden: The dotted paths that the command line set.
+        typed: What was typed after the verb, to be shown.
         follow: Under Slurm: stay until the training ends, and show its log.
 
     Raises:
@@ -39,14 +43,14 @@ def run_whole(composed: Composed, overridden: Sequence[str], *, follow: bool = F
     if follow or composed.after:
         word = "--follow" if follow else f"after={composed.after}"
         raise ConfigError(f"{word} goes with a Slurm cluster, as cluster=slurm; this one is {cluster.kind}")
-    return _run_here(composed, overridden)
+    return _run_here(composed, overridden, typed)
 
 
-def _run_here(composed: Composed, overridden: Sequence[str]) -> Ending:
+def _run_here(composed: Composed, overridden: Sequence[str], typed: Sequence[str]) -> Ending:
     seconds: dict[str, float] = {}
     ending = Ending(exit_code=EXIT_OK, state="COMPLETED", step=None, line="")
     for verb in VERBS:
-        _say(f"\n$ metier {verb}  {composed.config.name}\n")
+        _say(f"\n$ metier {verb} {shlex.join(typed)}\n")
         started = time.monotonic()
         ending = run_verb(verb, _alone(composed) if verb == "prepare" else composed, overridden)
         seconds[verb] = time.monotonic() - started
@@ -68,6 +72,7 @@ def _alone(composed: Composed) -> Composed:
 def _submit(composed: Composed, *, follow: bool) -> Ending:
     # Slurm's side is imported for it alone.
     from launcher.slurm.follow import follow_run  # noqa: PLC0415
+    from launcher.slurm.login import check_and_say  # noqa: PLC0415
     from launcher.slurm.stages import describe_scripts, describe_stages, submit_stages  # noqa: PLC0415
 
     config = composed.config
@@ -77,6 +82,7 @@ def _submit(composed: Composed, *, follow: bool) -> Ending:
         training = describe_job(config, look_ahead(config, write=False) if not prepares else [])
         _say(describe_scripts(config, prepares=prepares, training=training))
         return Ending(exit_code=EXIT_OK, state="DRY RUN", step=None, line="")
+    check_and_say(config, "run")
     rows = submit_stages(config, prepares=prepares, after=composed.after)
     _say(describe_stages(rows, config))
     if follow:

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from launcher.commands import package_variables
-from launcher.slurm.containers import plan_container_srun, plan_entry
+from launcher.slurm.containers import LOCAL_FOLDERS, plan_container_srun, plan_entry, plan_local_folders
 from launcher.slurm.fabrics import plan_network
 from launcher.slurm.times import parse_time
 from training.batch import find_world_size
@@ -142,6 +142,8 @@ def plan_setup(config: RunConfig) -> list[str]:
     for name in environment.modules:
         lines.append(f"module load {shlex.quote(name)} || exit 1")
     lines += environment.setup
+    if lines:
+        lines = ["set +u  # modules and conda were not written for it", *lines, "set -u"]
     variables = plan_variables(config)
     path = variables.pop("PYTHONPATH", None)
     if path is not None:
@@ -151,6 +153,8 @@ def plan_setup(config: RunConfig) -> list[str]:
         share = f"$((${{SLURM_CPUS_ON_NODE:-1}} / {processes}))"
         lines.append(f"threads={share}; export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    lines.append("# Evaluated on each node by each rank: caches and temporary files on the node's own disk.")
+    lines.append(f"export {LOCAL_FOLDERS}={shlex.quote(plan_local_folders(config))}")
     return lines
 
 
@@ -191,7 +195,7 @@ def plan_srun(config: RunConfig) -> list[str]:
         f"--cpus-per-task={cpus}" if cpus else "--cpu-bind=none",
         # HPE asks for it beside FI_CXI_RDZV_PROTO=alt_read (shs-ccl-docs, ccl_env.sh).
         *(["--network=disable_rdzv_get"] if is_slingshot else []),
-        *plan_container_srun(config, sorted({"OMP_NUM_THREADS", *plan_variables(config)})),
+        *plan_container_srun(config, sorted({"OMP_NUM_THREADS", LOCAL_FOLDERS, *plan_variables(config)})),
     ]
 
 

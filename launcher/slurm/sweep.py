@@ -98,7 +98,7 @@ def describe_sweep(rows: Sequence[Row], config: RunConfig) -> str:
     root = Path(config.run_root).absolute()
     return (
         f"{'job'.ljust(width)}  run\n{''.join(lines)}"
-        f"{waiting} runs as one job array, {config.cluster.slurm.array_limit} at a time "
+        f"{waiting} run{'s' * (waiting > 1)} as one job array, {config.cluster.slurm.array_limit} at a time "
         f"(cluster.slurm.array_limit); one that fails leaves the others\n"
         f"log   {root}/RUN/logs/job_JOB.log\n"
         "next  metier status | metier watch RUN | metier why RUN | scontrol requeue JOB\n"

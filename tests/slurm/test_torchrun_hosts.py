@@ -25,14 +25,6 @@ HOSTS = (*WORDS, "cluster=torchrun", "cluster.nodes=3", "cluster.head_address=no
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepare the smallest experiment, as a user would."""
-    folder = tmp_path_factory.mktemp("prepared")
-    succeed(folder, "prepare", "experiment=tiny_smoke")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[float, float]]:
     """Train with three processes on one machine; give what was learnt at each step."""
     folder = link_prepared(prepared, tmp_path_factory.mktemp("alone"))
@@ -98,6 +90,7 @@ def test_three_hosts_learn_the_same_bits_as_one_and_a_lost_host_costs_the_steps_
     assert "resumed" in kinds(run)
 
 
+@pytest.mark.slurm_long
 def test_hosts_that_number_themselves_go_on_by_themselves_when_a_rank_is_killed(
     order: Order, prepared: Path, undisturbed: dict[int, tuple[float, float]], tmp_path: Path
 ) -> None:

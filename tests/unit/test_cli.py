@@ -70,7 +70,7 @@ def test_checkpoints_refuses_what_it_does_not_know_in_one_line(capsys: pytest.Ca
         (
             ["experiment=tiny_smoke"],
             "metier: experiment=tiny_smoke: first say what to do: "
-            "metier prepare|audit|train|evaluate|export experiment=tiny_smoke",
+            "metier prepare|audit|train|evaluate|export|run experiment=tiny_smoke",
         ),
         (
             ["train", "--multrun"],
