@@ -138,7 +138,8 @@ def plan_setup(config: RunConfig) -> list[str]:
     environment = config.cluster.environment
     lines: list[str] = []
     if environment.modules:
-        lines.append("command -v module > /dev/null || source /etc/profile  # a batch shell may not know it")
+        lines.append("# shellcheck disable=SC1091 # a batch shell may not know the command")
+        lines.append("command -v module > /dev/null || source /etc/profile")
     for name in environment.modules:
         lines.append(f"module load {shlex.quote(name)} || exit 1")
     lines += environment.setup
@@ -152,8 +153,11 @@ def plan_setup(config: RunConfig) -> list[str]:
         processes = find_processes_per_node(config.cluster)
         share = f"$((${{SLURM_CPUS_ON_NODE:-1}} / {processes}))"
         lines.append(f"threads={share}; export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))")
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    lines.append("# Evaluated on each node by each rank: caches and temporary files on the node's own disk.")
+    for name, value in variables.items():
+        lines += ["# shellcheck disable=SC2016 # as it is"] if "$" in value or "`" in value else []
+        lines.append(f"export {name}={shlex.quote(value)}")
+    lines.append("# Caches and temporary files on the node's own disk, once a rank is there.")
+    lines.append("# shellcheck disable=SC2016 # evaluated by each rank's shell")
     lines.append(f"export {LOCAL_FOLDERS}={shlex.quote(plan_local_folders(config))}")
     return lines
 

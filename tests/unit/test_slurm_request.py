@@ -180,6 +180,19 @@ def test_lines_of_the_site_may_use_what_is_not_set_and_ours_may_not(tmp_path: Pa
         run_setup([*plan_setup(config), "echo $NOBODY_SET_THIS"], tmp_path)
 
 
+def test_the_set_up_pleases_shellcheck() -> None:
+    config = slurm_run(
+        cluster__environment__modules=["cuda/12.4"],
+        cluster__environment__setup=["export BASE=/data"],
+        cluster__environment__variables={"PLAIN": "it's $HOME and `x`"},
+        cluster__local_path="$TMPDIR/x",
+    )
+    script = "\n".join(["#!/usr/bin/env bash", *plan_setup(config), ""])
+    words = ["shellcheck", "-"]  # CI installs it
+    done = subprocess.run(words, input=script, capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+
+
 def test_a_module_that_is_missing_ends_the_job(tmp_path: Path) -> None:
     config = slurm_run(cluster__environment__modules=["nix"])
     with pytest.raises(subprocess.CalledProcessError) as raised:
