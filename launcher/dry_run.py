@@ -27,11 +27,20 @@ def describe_training(config: RunConfig, unseen: Sequence[str]) -> str:
 
 
 def describe_job(config: RunConfig, unseen: Sequence[str]) -> str:
-    """Describe a training under Slurm: batch, schedule, DeepSpeed's JSON, the script to be submitted."""
+    """Describe a training under Slurm: batch, schedule, DeepSpeed's JSON, the script to be submitted.
+
+    Raises:
+        ClusterError: Slurm can never give what is asked for.
+        StorageError: The checkpoints do not fit on the disk.
+    """
+    from launcher.slurm.login import foresee  # noqa: PLC0415
     from launcher.slurm.script import write_script  # noqa: PLC0415
 
     layout = find_layout(config)
-    return _describe(config, unseen, f"The script, {layout.job_script}\n{write_script(config, layout)}")
+    script = write_script(config, layout)
+    notes, start = foresee(config, script)
+    soon = f"Slurm says: {start}\n\n" if start else ""
+    return _describe(config, [*unseen, *notes], f"{soon}The script, {layout.job_script}\n{script}")
 
 
 def _describe(config: RunConfig, unseen: Sequence[str], last: str) -> str:

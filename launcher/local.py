@@ -176,6 +176,8 @@ def _explain(state: str, outcome: dict[str, Any], layout: RunLayout, max_steps: 
     error_class = outcome.get("error_class") or "unknown error"
     if error_class in _user_errors(MetierError):
         return EXIT_USER_ERROR, message
+    if outcome.get("cause") == "hang":
+        return EXIT_FAILED, f"hung: {message}; the same command goes on from the last checkpoint"
     log = layout.rank_log(int(outcome.get("rank") or 0))
     return EXIT_FAILED, f"failed with {error_class}: {message}; the traceback is in {log}"
 

@@ -49,8 +49,9 @@ metier preflight [experiment=NAME] [cluster=NAME] [KEY=VALUE ...] [--node-rank=N
 
 Looks at each node that a run would get: GPUs and their health, the rate of a matrix product, copies in memory
 and to the GPU, run directory and local disk (free, written, read), corpus and model, /dev/shm, limits, clock,
-versions; then at the all-reduce of all, and at the links between nodes. Takes cluster.preflight.budget_seconds
-at most. Prints a table, and one line for each thing that is not as it should be (docs/preflight.md).
+versions; then at the all-reduce of all, and at the links between nodes. Takes at most
+cluster.preflight.budget_seconds. Prints a table, and one line for each thing that is not as it should be
+(docs/preflight.md).
 
 Writes run_root/NAME/preflight/preflight.json, or without an experiment run_root/preflight/preflight.json; a
 run itself is not touched.

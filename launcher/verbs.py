@@ -89,24 +89,13 @@ def check_training(config: RunConfig, node_rank: int | None = None) -> None:
     check_same_run(config)
 
 
-def check_site(verb: str, config: RunConfig) -> None:
-    """Refuse what Slurm or its nodes would refuse, as far as a login node can know; say what may go wrong.
-
-    Raises:
-        MetierError: In one line.
-    """
-    from launcher.slurm.login import check_slurm  # noqa: PLC0415
-
-    for note in check_slurm(config):
-        sys.stderr.write(f"metier {verb}: note: {note}\n")
-
-
 def submit_jobs(runs: Sequence[Composed], name: str) -> Ending:
     """Submit the trainings of a sweep as one job array.
 
     Raises:
         MetierError: In one line, with the run where it is one run's.
     """
+    from launcher.slurm.login import check_and_say  # noqa: PLC0415
     from launcher.slurm.sweep import describe_sweep, plan_sweep, submit_sweep  # noqa: PLC0415
 
     configs = [run.config for run in runs]
@@ -123,7 +112,7 @@ def submit_jobs(runs: Sequence[Composed], name: str) -> Ending:
         return _say(
             f"dry run: nothing is written, nothing is started\n\nThe script, {folder.job_script}\n{script}"
         )
-    check_site("train", configs[0])
+    check_and_say(configs[0], "train")  # the tasks of an array ask for the same
     rows = submit_sweep(configs, name, after=runs[0].after)
     sys.stdout.write(describe_sweep(rows, configs[0]))
     return Ending(exit_code=EXIT_OK, state="SUBMITTED", step=None, line="")
@@ -148,11 +137,12 @@ def _train_here(config: RunConfig, node_rank: int | None) -> Ending:
 def _submit(config: RunConfig, after: str | None, *, follow: bool) -> Ending:
     # Slurm's side is imported for it alone.
     from launcher.slurm.follow import follow_run  # noqa: PLC0415
+    from launcher.slurm.login import check_and_say  # noqa: PLC0415
     from launcher.slurm.submit import say_submission, submit_run  # noqa: PLC0415
 
     check_prepared(config)
     look_ahead(config, write=True)
-    check_site("train", config)
+    check_and_say(config, "train")
     job = submit_run(config, after=after)
     say_submission(config, job, after=after)
     if follow:

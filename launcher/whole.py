@@ -11,7 +11,7 @@ from launcher.compose import Composed
 from launcher.dry_run import describe_job
 from launcher.local import Ending
 from launcher.run_directory import find_layout
-from launcher.verbs import check_site, check_training, run_verb
+from launcher.verbs import check_training, run_verb
 from training.config.schema import RunConfig
 from training.errors import EXIT_OK, ClusterError, ConfigError, DataError, ModelError
 
@@ -72,6 +72,7 @@ def _alone(composed: Composed) -> Composed:
 def _submit(composed: Composed, *, follow: bool) -> Ending:
     # Slurm's side is imported for it alone.
     from launcher.slurm.follow import follow_run  # noqa: PLC0415
+    from launcher.slurm.login import check_and_say  # noqa: PLC0415
     from launcher.slurm.stages import describe_scripts, describe_stages, submit_stages  # noqa: PLC0415
 
     config = composed.config
@@ -81,7 +82,7 @@ def _submit(composed: Composed, *, follow: bool) -> Ending:
         training = describe_job(config, look_ahead(config, write=False) if not prepares else [])
         _say(describe_scripts(config, prepares=prepares, training=training))
         return Ending(exit_code=EXIT_OK, state="DRY RUN", step=None, line="")
-    check_site("run", config)
+    check_and_say(config, "run")
     rows = submit_stages(config, prepares=prepares, after=composed.after)
     _say(describe_stages(rows, config))
     if follow:

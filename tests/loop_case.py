@@ -11,6 +11,8 @@ from training.errors import StorageError
 from training.metrics.record import StepRecord
 from training.parts import Parts
 from training.progress import Progress
+from training.pulse.heart import Phase
+from training.pulse.pace import Slow
 
 START = Progress(step=0, samples_seen=0)
 CONFIG = LoopConfig(
@@ -55,6 +57,8 @@ class Fake:
     saved: list[Progress] = field(default_factory=list)
     final: list[bool] = field(default_factory=list)
     settled: int = 0
+    phases: list[tuple[Phase, int]] = field(default_factory=list)
+    slow: dict[int, Sequence[Slow]] = field(default_factory=dict)
     waited: list[int] = field(default_factory=list)
     slow_copy: float = 0.0
     logged: list[StepRecord] = field(default_factory=list)
@@ -127,6 +131,20 @@ class Fake:
         self.events.append(kind)
         self.facts.append(facts)
 
+    def enter(self, phase: Phase, step: int) -> None:
+        self.phases.append((phase, step))
+
+    def claim(self, incarnation: int) -> None: ...
+
+    def tell_own(self, seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
+    def begin_step(self) -> None: ...
+
+    def end_step(self, step: int, seconds: float, device_seconds: float | None) -> Sequence[Slow]:
+        return self.slow.get(step, ())
+
     def is_set(self) -> bool:
         return len(self.trained) >= self.stop_after
 
@@ -137,6 +155,8 @@ class Fake:
             checkpoints=self,
             metrics=self,
             stop=self,
+            pulse=self,
+            pace=self,
             sources=["law", "medicine", "replay"],
             learning_rate_at=float,
             memory_peak_bytes=lambda: 0,

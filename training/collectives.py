@@ -13,6 +13,7 @@ from torch.distributed import distributed_c10d
 
 from training.interface import tell_gloo
 from training.ranks import Ranks
+from training.waits import WAITS
 
 Value = TypeVar("Value")
 
@@ -65,6 +66,8 @@ def join(ranks: Ranks, *, device: torch.device, timeout_seconds: int) -> None:
     The same holds for groups that are founded later without a timeout of their own, as DeepSpeed founds
     them: torch would not give them this one but its default, of half an hour on CPUs.
     """
+    if not hasattr(dist.Work.wait, "__wrapped__"):
+        dist.Work.wait = WAITS.count(dist.Work.wait)  # type: ignore[method-assign]
     tell_gloo(os.environ)
     timeout = timedelta(seconds=timeout_seconds)
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):

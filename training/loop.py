@@ -14,6 +14,7 @@ from training.guard import Verdict, judge, remember, roll_back_memory
 from training.metrics.record import StepRecord
 from training.parts import Batch, Parts
 from training.progress import Progress
+from training.pulse.pace import Slow
 
 
 class StopReason(Enum):
@@ -66,11 +67,12 @@ def train(parts: Parts[Batch], config: LoopConfig, progress: Progress) -> tuple[
     memory_told = False
     while not _is_finished(progress, config):
         taken, progress = _take_step(parts, batches, progress, config)
+        slowest = _find_slowest(parts, taken, progress)
         if not memory_told and taken.verdict.action == "apply":
             parts.tell_memory()
             memory_told = True
         progress, held_out = _evaluate(parts, progress, config)
-        _log(parts, _record(parts, progress, taken, held_out, beside), beside)
+        _log(parts, _record(parts, progress, taken, held_out, beside, slowest), beside)
         if taken.verdict.action != "apply":
             earlier = _answer(parts, progress, taken, config)
             if earlier is not None:
@@ -102,6 +104,8 @@ def _take_step(
     parts: Parts[Batch], batches: Iterator[Sequence[Batch]], progress: Progress, config: LoopConfig
 ) -> tuple[_Taken[Batch], Progress]:
     """Do the next step, and judge it before it is applied."""
+    parts.pulse.enter("step", progress.step + 1)
+    parts.pace.begin_step()
     started, stalled = time.perf_counter(), 0.0
 
     def accept(result: StepResult) -> bool:
@@ -142,6 +146,7 @@ def _evaluate(
     every = config.evaluate_every_steps
     if every is None or (progress.step % every and progress.step != config.max_steps):
         return progress, None
+    parts.pulse.enter("evaluate", progress.step)
     found = parts.measure_held_out(progress)
     return replace(progress, memory=remember_held_out(progress.memory, found.loss, config)), found
 
@@ -152,6 +157,7 @@ def _record(
     taken: _Taken[Batch],
     held_out: HeldOutLoss | None,
     beside: _Beside,
+    slowest: Slow | None,
 ) -> StepRecord:
     result = taken.result
     return StepRecord(
@@ -169,7 +175,7 @@ def _record(
         held_out_loss_by_source=held_out.by_source if held_out else None,
         step_seconds=taken.seconds,
         data_wait_seconds=parts.batches.data_wait_seconds,
-        forward_seconds=result.seconds.forward,
+        forward_seconds=result.seconds.count + result.seconds.forward,
         backward_seconds=result.seconds.backward,
         optimizer_seconds=result.seconds.optimizer,
         compile_seconds=result.seconds.compile,
@@ -178,6 +184,8 @@ def _record(
         collectives_seconds=parts.take_blocked_seconds(),
         logging_seconds=beside.logging,
         memory_peak_bytes=parts.memory_peak_bytes(),
+        slowest_rank=slowest.rank if slowest else None,
+        slowest_rank_factor=slowest.factor if slowest else None,
     )
 
 
@@ -204,7 +212,7 @@ def _answer(
             f"step {progress.step}: {reason}; look at {', '.join(documents)} or lower "
             "optimizer.learning_rate; nothing of this step was applied and what was saved before is untouched"
         )
-    earlier = parts.checkpoints.resume(every=config.checkpoint_every_steps) if action == "roll_back" else None
+    earlier = _roll_back(parts, progress, config) if action == "roll_back" else None
     if earlier is None or earlier.step == 0:
         parts.metrics.event("step_skipped", **facts)
         return None
@@ -215,8 +223,26 @@ def _answer(
     return Progress(step=earlier.step, samples_seen=progress.samples_seen, memory=memory)
 
 
+def _roll_back(parts: Parts[Batch], progress: Progress, config: LoopConfig) -> Progress:
+    parts.pulse.enter("start", progress.step)
+    return parts.checkpoints.resume(every=config.checkpoint_every_steps)
+
+
+def _find_slowest(parts: Parts[Batch], taken: _Taken[Batch], progress: Progress) -> Slow | None:
+    """Name the slowest rank where a window of steps ends; tell of those that are too slow."""
+    alone = taken.result.seconds.alone
+    device_seconds = None if alone is None else alone + parts.batches.data_wait_seconds
+    found = parts.pace.end_step(progress.step, taken.seconds, device_seconds)
+    for slow in found:
+        if slow.is_slow:
+            facts = {"rank": slow.rank, "node": slow.node, "factor": round(slow.factor, 3)}
+            parts.metrics.event("slow_rank", step=progress.step, **facts)
+    return found[0] if found else None
+
+
 def _save(parts: Parts[Batch], progress: Progress, score: float | None, *, final: bool) -> float:
     """Save, and give the seconds for which the training stood still."""
     started = time.perf_counter()
+    parts.pulse.enter("save", progress.step)
     parts.checkpoints.save(progress, final=final, score=score)
     return time.perf_counter() - started

@@ -8,6 +8,8 @@ from training.early_stop import HeldOutLoss
 from training.engine.step import Accept, StepResult
 from training.metrics.record import StepRecord
 from training.progress import Progress
+from training.pulse.beat import Pulse
+from training.pulse.pace import Pace
 
 Batch = TypeVar("Batch")
 Batch_contra = TypeVar("Batch_contra", contravariant=True)
@@ -86,6 +88,8 @@ class Parts(Generic[Batch]):
     checkpoints: Checkpoints
     metrics: Metrics
     stop: StopFlag
+    pulse: Pulse
+    pace: Pace
     sources: Sequence[str]
     """Names of the corpus' sources, in the order of their numbers."""
 

@@ -50,7 +50,15 @@ def find_abandoned(paths: Iterable[Path]) -> list[Path]:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 maps = (entry / "maps").read_text(encoding="utf-8", errors="replace")
-                links = [str(link.readlink()) for link in (entry / "fd").iterdir()]
+                links = _read_links(entry / "fd")
                 for name in [name for name in wanted if name in maps or name in links]:
                     del wanted[name]
     return sorted(wanted.values())
+
+
+def _read_links(folder: Path) -> list[str]:
+    found = []
+    for link in folder.iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.append(str(link.readlink()))
+    return found

@@ -82,7 +82,7 @@ def plan_drill(words: Sequence[str], tree: ConfigTree) -> Plan:
         f"batch.global_batch_size={2 * world}",
         *([] if cluster["gpus_per_node"] else [f"cluster.processes_per_node={each}"]),
         *(["deterministic=true"] if cluster["gpus_per_node"] else []),
-        "cluster.slurm.time=30",
+        "cluster.slurm.time=0:30:00",
         *rest,
         f"loop.max_steps={steps}",
         f"loop.checkpoint_every_steps={max(1, steps // _SAVES)}",

@@ -22,7 +22,10 @@ from training.files import write_text
 from training.layout import RunLayout
 
 _ATTEMPTS = 6
-_LOOK_SECONDS = 300
+_ASK_EVERY_SECONDS = 2.0
+_LOOK_WITHIN_SECONDS = 45
+"""The look at the nodes is given up where Slurm does not find it a place so soon."""
+
 _LOOK = r"""
 for entry in /proc/[0-9]*; do
   if [ -O "$entry" ] && tr '\0' ' ' < "$entry/cmdline" 2>/dev/null | grep -qF -- "training.worker $1"; then
@@ -42,6 +45,7 @@ class SlurmStage:
         """Let starts look for configurations where the drill itself does."""
         self._tree = tree
         self._began = time.time()
+        self._asked = 0.0
 
     def start(self, plan: Plan, name: str) -> None:
         """Type `metier train`, which submits a job.
@@ -62,11 +66,15 @@ class SlurmStage:
             raise ClusterError(said.removeprefix("metier train: "))
 
     def is_over(self, plan: Plan, name: str) -> bool:
-        """Whether no job of the run is left; a controller that does not answer has not ended it."""
+        """Whether no job of the run is left; Slurm is not asked more often than every other second."""
+        if time.monotonic() - self._asked < _ASK_EVERY_SECONDS:
+            return False
         try:
             return find_alive(plan.layout(name)) is None
         except SlurmAwayError:
-            return False
+            return False  # a controller that does not answer has not ended it
+        finally:
+            self._asked = time.monotonic()
 
     def strike(self, plan: Plan, name: str, kind: Kind) -> str:
         """Interrupt the run's job.
@@ -109,18 +117,17 @@ class SlurmStage:
             "reservation": slurm.reservation,
         }
         options = [f"--{key}={value}" for key, value in asked.items() if value is not None]
-        hosts = sorted(
-            {
-                host
-                for line in read_journal(layout.jobs)
-                if line["event"] == "started"
-                for host in line["nodes"]
-            }
-        )
-        command = ["srun", *options, "--ntasks-per-node=1", "--time=2", f"--nodelist={','.join(hosts)}"]
+        command = [
+            "srun",
+            f"--immediate={_LOOK_WITHIN_SECONDS}",
+            *options,
+            "--ntasks-per-node=1",
+            "--time=2",
+            f"--nodelist={','.join(hosts)}",
+        ]
         script = ["bash", "-c", _LOOK, "look", str(layout.root), str(int(self._began))]
         try:
-            said = call_slurm(["timeout", str(_LOOK_SECONDS), *command, *script])
+            said = call_slurm([*command, *script])
         except SlurmError as error:
             return Left(found=(), unknown=f"the nodes could not be looked at ({error})")
         rows = said.splitlines()

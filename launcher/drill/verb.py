@@ -33,10 +33,10 @@ HELP = """\
 metier drill [cluster=NAME] [KEY=VALUE...] [steps=N] [kinds=notice,kill,...]
 
 Proves on this machine, or on your cluster, that an interrupted training equals an undisturbed one: trains a
-tiny model of its own once undisturbed, and once for each kind of interruption; lets it go on; compares the final
-checkpoint tensor by tensor, the losses and the samples step by step, and looks for what was left behind. Ends
-with one line, `safe: ...` or `NOT safe: ... because ...`; exit code 0 or 1. All of it is in run_root/drill,
-the result in drill.json.
+tiny model of its own once undisturbed, and once for each kind of interruption; lets it go on; compares the
+final checkpoint tensor by tensor, the losses and the samples step by step, and looks for what was left
+behind. Ends with one line, `safe: ...` or `NOT safe: ... because ...`; exit code 0 or 1. All of it is in
+run_root/drill, the result in drill.json.
 
   notice    the signal that says that the end is near (SIGUSR1); the run saves and stops
   kill      kill -9 of one rank

@@ -15,7 +15,7 @@ from training.files import write_atomically
 _DOTS_PER_INCH = 160
 _INK, _FAINT, _GRID = "#1b2430", "#5d6b7d", "#e3e8ef"
 _COLOURS = {"strong": "#0f766e", "weak": "#b45309"}
-_KNEE_OFFSETS = {"strong": 8, "weak": -14}
+_KNEE_OFFSETS = {"strong": 8, "weak": 20}
 _WIDE = 8
 """From this ratio of the largest to the smallest size on, the axes are logarithmic."""
 _STYLE = {
@@ -62,7 +62,7 @@ def draw(scale: Mapping[str, Any], path: Path) -> None:
         efficiency.set_ylabel("of the smallest size's rate per device")
         efficiency.axhline(1, color=_FAINT, linewidth=1, linestyle=":")
         efficiency.axhline(scale["knee"], color=_FAINT, linewidth=1, linestyle="--")
-        efficiency.set_ylim(0, max([1.1, *(row["efficiency"]["high"] * 1.08 for row in measured)]))
+        efficiency.set_ylim(0, max([1.15, *(row["efficiency"]["high"] * 1.08 for row in measured)]))
         for axes in (rates, efficiency):
             axes.set_xlabel(scale["axis"])
             axes.set_xticks(sizes, [str(size) for size in sizes])

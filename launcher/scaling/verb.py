@@ -137,7 +137,9 @@ def _say(
 ) -> None:
     for table in tables:
         sys.stdout.write(f"\n{say_table(experiment, table)}")
-    sys.stdout.write("\n" + "".join(f"{note}\n" for note in NOTES) + "\n")
+    if any(each.speed for each in found):
+        sys.stdout.write("\n" + "".join(f"{note}\n" for note in NOTES))
+    sys.stdout.write("\n")
     for table in tables:
         sys.stdout.write(f"{say_knee(table, experiment)}\n")
     waiting = sum(each.speed is None and each.reason is None for each in found)

@@ -120,12 +120,12 @@ def say_knee(table: Table, experiment: Experiment) -> str:
 def say_table(experiment: Experiment, table: Table) -> str:
     """Lay out one way of scaling for the screen: what sizes are worth, what failed, where the time goes."""
     measured = [row for row in table.rows if row.state == "measured"]
-    speeds = _lay_out([speed_headings(experiment), *map(speed_cells, measured)])
-    steps = _lay_out([step_headings(experiment), *map(step_cells, measured)])
+    speeds = _lay_out([speed_headings(experiment), *map(speed_cells, measured)]) if measured else []
+    steps = ["", *_lay_out([step_headings(experiment), *map(step_cells, measured)])] if measured else []
     troubles = [
         f"{experiment.axis}={row.size}  {trouble}" for row in table.rows if (trouble := say_trouble(row))
     ]
-    return "\n".join([say_mode(table), *speeds, *troubles, "", *steps]) + "\n"
+    return "\n".join([say_mode(table), *speeds, *troubles, *steps]) + "\n"
 
 
 def _lay_out(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.seeing.read import inner, modified, number, read_object, read_records, text, whole_number
+from launcher.seeing.read import (
+    inner,
+    modified,
+    number,
+    read_object,
+    read_records,
+    read_tail,
+    text,
+    whole_number,
+)
+from launcher.slurm.facts import BY_USER
 from training.layout import RunLayout
 from training.metrics.goodput import find_goodput, read_first_start
 
@@ -43,6 +53,9 @@ class RunFacts:
     """When anything was last written by its ranks, seconds since 1970; 0: never."""
 
     outcome: Line
+    wish: str
+    """Of a stop that a person has asked for since the newest start: who, and when; else nothing."""
+
     claim: Line
     """The newest start's: host, pid, time."""
 
@@ -85,6 +98,7 @@ def read_facts(layout: RunLayout, now: float | None = None) -> RunFacts:
         checkpoint_time=checkpoint[1] if checkpoint else None,
         last_sign=sign,
         outcome=outcome,
+        wish=_read_wish(layout),
         claim=read_object(claims[-1]) if claims else {},
         jobs=read_jobs(layout),
         journal=tuple(journal),
@@ -156,9 +170,10 @@ def read_jobs(layout: RunLayout, *, stages: bool = False) -> tuple[str, ...]:
     return tuple(dict.fromkeys(job for job in found if job[:1].isdecimal()))
 
 
-def has_settings(layout: RunLayout) -> bool:
-    """Whether the run's frozen settings can be read."""
-    return bool(inner(read_object(layout.config), "config"))
+def _read_wish(layout: RunLayout) -> str:
+    # The file is removed at each start; the job's own script writes it as well, in other words.
+    words = next(iter(read_tail(layout.stop_request, 1)), "")
+    return words if words.startswith(BY_USER) else ""
 
 
 def say_host(facts: RunFacts) -> str:

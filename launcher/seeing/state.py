@@ -98,7 +98,8 @@ def say_outcome(facts: RunFacts) -> str:
         kind = text(outcome, "error_class") or text(outcome, "cause")
         node = f" on {text(outcome, 'node')}" if text(outcome, "node") else ""
         return f"rank {outcome.get('rank', '?')}{node}: {kind}: {text(outcome, 'message')}"
-    return f"asked by {text(outcome, 'notice')}" if text(outcome, "notice") else ""
+    asked_by = facts.wish or text(outcome, "notice")
+    return f"asked by {asked_by}" if asked_by else ""
 
 
 def _say_phase(facts: RunFacts, now: float) -> str:

@@ -9,6 +9,9 @@ from training.config.schema import RunConfig
 from training.errors import ConfigError
 from training.files import is_url
 
+LOCAL_FOLDERS = "METIER_LOCAL_FOLDERS"
+"""Variable of the job's script: what each rank's shell evaluates on its node."""
+
 _CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "TORCH_EXTENSIONS_DIR": "torch_extensions",
@@ -21,8 +24,8 @@ _CACHES = {
 def plan_entry(config: RunConfig, arguments: Sequence[str]) -> list[str]:
     """Give the words that srun starts for each rank.
 
-    A shell that sets the node's own folders replaces itself by the rank's process (exec): nothing stands
-    between Slurm's signals and the rank.
+    A shell that sets the node's own folders (``plan_local_folders``) replaces itself by the rank's process
+    (exec): nothing stands between Slurm's signals and the rank.
 
     Args:
         config: The run.
@@ -31,7 +34,8 @@ def plan_entry(config: RunConfig, arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: No image is given, or a folder cannot be shown inside of it.
     """
-    return ["bash", "-uc", _local_folders(config), "rank", *_plan_python(config), *arguments]
+    enter = f'eval "${{{LOCAL_FOLDERS}-}}"; exec "$@"'
+    return ["bash", "-uc", enter, "rank", *_plan_python(config), *arguments]
 
 
 def plan_container_srun(config: RunConfig, variables: Sequence[str]) -> list[str]:
@@ -70,8 +74,11 @@ def _plan_python(config: RunConfig) -> list[str]:
     return ["apptainer", "exec", *gpus, "--pwd", str(Path.cwd()), *shown, _image(config), find_python(config)]
 
 
-def _local_folders(config: RunConfig) -> str:
-    """Give the shell's line: the node's own folders, as far as the user did not name them, then the rank."""
+def plan_local_folders(config: RunConfig) -> str:
+    """Give the line of shell that each rank's shell evaluates: the node's own folders for what is temporary.
+
+    What the user named in ``cluster.environment.variables`` stays; where the folder cannot be made, all does.
+    """
     local = config.cluster.local_path
     given = config.cluster.environment.variables
     folders = {name: f"$d/{folder}" for name, folder in _CACHES.items() if name not in given}
@@ -82,9 +89,7 @@ def _local_folders(config: RunConfig) -> str:
     if config.cluster.container.kind == "apptainer" and local is not None:
         # The word is the node's, so it cannot be among those that the login node wrote.
         exports += ' APPTAINER_BIND="${APPTAINER_BIND:+$APPTAINER_BIND,}$d"'
-    return (
-        f'd="{local or "${TMPDIR:-/tmp}"}/metier-$(id -u)"; if {make}; then export {exports}; fi; exec "$@"'
-    )
+    return f'd="{local or "${TMPDIR:-/tmp}"}/metier-$(id -u)"; if {make}; then export {exports}; fi'
 
 
 def _image(config: RunConfig) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.slurm.site import Node, Partition, Site
@@ -134,24 +134,9 @@ def count_kinds(nodes: Sequence[Node]) -> list[tuple[Node, int]]:
 def describe_site(site: Site) -> str:
     """Give what `metier cluster show` prints: one line per kind of node of each partition."""
     head = ("partition", "state", "max time", "max nodes", "nodes up", "each node", "preemption")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for partition in site.partitions:
-        star = "*" if partition.is_default else ""
-        nodes = site.nodes_of(partition.name)
-        up = sum(node.is_up for node in nodes)
-        kinds = count_kinds(nodes) or [(None, 0)]
-        for number, (node, count) in enumerate(kinds):
-            each = "none" if node is None else _describe(node) + (f" ({count})" if len(kinds) > 1 else "")
-            mode = partition.preempt_mode.lower()
-            grace = f", {partition.grace_seconds} s grace" if partition.grace_seconds else ""
-            start = (
-                partition.name + star,
-                partition.state.lower(),
-                format_time(partition.max_seconds).lower(),
-                str(partition.max_nodes or "-"),
-                f"{up} of {len(nodes)}",
-            )
-            rows.append((*start, each, mode + grace) if number == 0 else (*[""] * 5, each, ""))
+        rows += _describe_partition(partition, site.nodes_of(partition.name))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -160,6 +145,23 @@ def describe_site(site: Site) -> str:
     title = f"{settings.get('ClusterName', 'cluster')}, Slurm {settings.get('SLURM_VERSION', '?')}"
     last = f"* default; JobRequeue={settings.get('JobRequeue', '?')}"
     return "\n".join((title, "", *lines, "", last)) + "\n"
+
+
+def _describe_partition(partition: Partition, nodes: Sequence[Node]) -> Iterator[tuple[str, ...]]:
+    kinds = count_kinds(nodes)
+    each = [_describe(node) + (f" ({count})" if len(kinds) > 1 else "") for node, count in kinds] or ["none"]
+    grace = f", {partition.grace_seconds} s grace" if partition.grace_seconds else ""
+    yield (
+        partition.name + ("*" if partition.is_default else ""),
+        partition.state.lower(),
+        format_time(partition.max_seconds).lower(),
+        str(partition.max_nodes or "-"),
+        f"{sum(node.is_up for node in nodes)} of {len(nodes)}",
+        each[0],
+        partition.preempt_mode.lower() + grace,
+    )
+    for further in each[1:]:
+        yield (*[""] * 5, further, "")
 
 
 def _describe(node: Node) -> str:

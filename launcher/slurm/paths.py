@@ -106,7 +106,7 @@ def _note_local_folders(config: RunConfig) -> Iterator[str]:
             found.setdefault(f"below {own}" if own else f"on a {kind}", []).append(f"{setting}={path}")
     for where, folders in found.items():
         yield (
-            f"{' and '.join(folders)} lie{'s' * (len(folders) == 1)} {where}, most often each machine's own: "
+            f"{', '.join(folders)} lie{'s' * (len(folders) == 1)} {where}, most often each machine's own: "
             "the nodes must see the same folder there"
         )
 

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from launcher.commands import package_variables
-from launcher.slurm.containers import plan_container_srun, plan_entry
+from launcher.slurm.containers import LOCAL_FOLDERS, plan_container_srun, plan_entry, plan_local_folders
 from launcher.slurm.fabrics import plan_network
 from launcher.slurm.times import parse_time
 from training.batch import find_world_size
@@ -138,10 +138,13 @@ def plan_setup(config: RunConfig) -> list[str]:
     environment = config.cluster.environment
     lines: list[str] = []
     if environment.modules:
-        lines.append("command -v module > /dev/null || source /etc/profile  # a batch shell may not know it")
+        lines.append("# shellcheck disable=SC1091 # a batch shell may not know the command")
+        lines.append("command -v module > /dev/null || source /etc/profile")
     for name in environment.modules:
         lines.append(f"module load {shlex.quote(name)} || exit 1")
     lines += environment.setup
+    if lines:
+        lines = ["set +u  # modules and conda were not written for it", *lines, "set -u"]
     variables = plan_variables(config)
     path = variables.pop("PYTHONPATH", None)
     if path is not None:
@@ -150,7 +153,12 @@ def plan_setup(config: RunConfig) -> list[str]:
         processes = find_processes_per_node(config.cluster)
         share = f"$((${{SLURM_CPUS_ON_NODE:-1}} / {processes}))"
         lines.append(f"threads={share}; export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))")
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    for name, value in variables.items():
+        lines += ["# shellcheck disable=SC2016 # as it is"] if "$" in value or "`" in value else []
+        lines.append(f"export {name}={shlex.quote(value)}")
+    lines.append("# Caches and temporary files on the node's own disk, once a rank is there.")
+    lines.append("# shellcheck disable=SC2016 # evaluated by each rank's shell")
+    lines.append(f"export {LOCAL_FOLDERS}={shlex.quote(plan_local_folders(config))}")
     return lines
 
 
@@ -191,7 +199,7 @@ def plan_srun(config: RunConfig) -> list[str]:
         f"--cpus-per-task={cpus}" if cpus else "--cpu-bind=none",
         # HPE asks for it beside FI_CXI_RDZV_PROTO=alt_read (shs-ccl-docs, ccl_env.sh).
         *(["--network=disable_rdzv_get"] if is_slingshot else []),
-        *plan_container_srun(config, sorted({"OMP_NUM_THREADS", *plan_variables(config)})),
+        *plan_container_srun(config, sorted({"OMP_NUM_THREADS", LOCAL_FOLDERS, *plan_variables(config)})),
     ]
 
 

@@ -64,8 +64,9 @@ def write_script(config: RunConfig, layout: RunLayout, runs: Sequence[RunLayout]
 
 
 def find_script_python(config: RunConfig) -> str:
-    """Name the Python of the job's script, which runs outside of any container."""
-    return shlex.quote(config.cluster.environment.python or sys.executable)
+    """Name the Python of the job's script, which runs outside of any container: there this command's own."""
+    outside = config.cluster.container.kind == "none" and config.cluster.environment.python
+    return shlex.quote(outside or sys.executable)
 
 
 def render(template: str, **values: Any) -> str:

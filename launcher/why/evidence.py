@@ -174,7 +174,8 @@ def _read_outcome(run: RunFacts) -> list[Fact]:
         )
         if outcome.get(key) is not None
     )
-    return [Fact(source="outcome", text=words, where="outcome.json")]
+    wish = f" wish={run.wish}" if run.wish else ""
+    return [Fact(source="outcome", text=words + wish, where="outcome.json")]
 
 
 def _read_log(source: str, path: Path, rank: int | None = None) -> list[Fact]:

@@ -30,7 +30,7 @@ class Candidate:
 
 
 def rank_causes(
-    causes: Iterable[Cause], facts: Sequence[Fact], *, only_harmless: bool = False
+    causes: Iterable[Cause], facts: Sequence[Fact], *, completed: bool = False
 ) -> list[Candidate]:
     """Find the causes whose signs are there, the likeliest first.
 
@@ -40,7 +40,8 @@ def rank_causes(
     Args:
         causes: The catalogue.
         facts: All lines that were found, of the last start alone.
-        only_harmless: The run has completed: nothing ended it, but something beside it may have failed.
+        completed: The run has: nothing ended it, but something beside it may have failed, or a command that
+            was given afterwards.
     """
     by_source: dict[str, list[Fact]] = {}
     for fact in facts:
@@ -48,9 +49,13 @@ def rank_causes(
     found = [
         Candidate(cause=cause, facts=seen)
         for cause in causes
-        if (cause.harmless or not only_harmless) and (seen := _find_signs(cause, by_source))
+        if (seen := _find_signs(cause, by_source)) and (not completed or _is_beside(cause, seen))
     ]
     return sorted(found, key=lambda each: (-each.cause.weight, -len({fact.source for fact in each.facts})))
+
+
+def _is_beside(cause: Cause, seen: Sequence[Fact]) -> bool:
+    return cause.harmless or any(fact.source == "command" for fact in seen)
 
 
 def _find_signs(cause: Cause, by_source: Mapping[str, Sequence[Fact]]) -> tuple[Fact, ...]:

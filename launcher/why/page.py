@@ -4,7 +4,9 @@ import textwrap
 import time
 from collections.abc import Sequence
 
-from launcher.seeing.read import read_tail
+from launcher.seeing.events import say_event
+from launcher.seeing.facts import RunFacts
+from launcher.seeing.read import read_records, read_tail
 from launcher.seeing.state import RunView
 from launcher.seeing.words import NOTHING, lay_out, say_seconds, say_step
 from launcher.why.evidence import Evidence, newest_start
@@ -17,6 +19,8 @@ _LAST_LINES = 15
 _LONGEST_SIGN = 300
 _LONGEST_END = 140
 _MOST_CANDIDATES = 4
+_MOST_DECISIONS = 10
+_UNSAID = frozenset({"asked", "end", "after", "restart"})
 _SHOWN_FIELDS = ("JobID", "State", "ExitCode", "Elapsed", "Timelimit", "NodeList", "MaxRSS", "Reason")
 
 
@@ -29,6 +33,7 @@ def write_page(view: RunView, evidence: Evidence, candidates: Sequence[Candidate
         f"{head}{note}",
         _say_cause(view, candidates),
         _say_starts(list_starts(run)),
+        _say_decisions(run),
         _say_slurm(evidence),
         _say_failing(view, evidence),
         _say_rest(candidates),
@@ -95,6 +100,13 @@ def _say_starts(starts: Sequence[Start]) -> str:
         for start in starts
     ]
     return "\n".join(["Starts", *lay_out(rows)])
+
+
+def _say_decisions(run: RunFacts) -> str:
+    lines = read_records(run.layout.jobs)[-_MOST_DECISIONS:]
+    shown = [{key: value for key, value in line.items() if key not in _UNSAID} for line in lines]
+    said = [f"  {line}" for line in map(say_event, shown) if line]
+    return "\n".join(["Jobs, and what they decided (jobs.jsonl)", *said]) if said else ""
 
 
 def _say_slurm(evidence: Evidence) -> str:

@@ -62,7 +62,7 @@ def run(words: Words) -> int:
 def find_candidates(evidence: Evidence) -> list[Candidate]:
     """Hold the facts against the catalogue; of a run that has completed, only what failed beside it."""
     completed = evidence.run.outcome.get("state") == "COMPLETED"
-    return rank_causes(read_catalogue(), evidence.facts, only_harmless=completed)
+    return rank_causes(read_catalogue(), evidence.facts, completed=completed)
 
 
 def as_record(state: str, evidence: Evidence, candidates: list[Candidate]) -> dict[str, Any]:

@@ -7,11 +7,12 @@ can be given a death: at which step, by what.
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Death = Literal["one rank", "all ranks", "stop signal", "evaluation", "none"]
+Death = Literal["one rank", "all ranks", "stop signal", "stop file", "time is over", "evaluation", "none"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,11 @@ def _be_rank(start: Start, rank: int) -> None:
 
 def _plan_death(start: Start, rank: int) -> None:
     """Have this rank meet its death at the right place of the loop."""
-    from training import loop
+    from training import loop, stop
 
+    stop._POLL_SECONDS = 0.0  # all steps together take less than the second between two looks
+    if start.death == "time is over":
+        os.environ["METIER_END_TIME"] = str(time.time() - 1)
     told: Any = loop._log
     evaluate: Any = loop._evaluate
 
@@ -84,6 +88,8 @@ def _plan_death(start: Start, rank: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if start.death == "stop signal" and rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
+        if start.death == "stop file" and rank == 0:
+            (start.root / "stop.request").write_text("ann on login1\n")
 
     def measure(parts: Any, progress: Any, config: Any) -> Any:
         if start.death == "evaluation" and progress.step == start.step and rank == 1:

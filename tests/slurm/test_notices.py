@@ -4,17 +4,17 @@ from pathlib import Path
 
 from tests.slurm.conftest import Order
 from tests.slurm.jobs import accounts, submit, wait_until_ended
+from tests.slurm.linux import wait_for
 from tests.slurm.runs import SAVED_EVERY, STEPS, Training
 
 
-def preempt(training: Training, seconds: float = 120) -> None:
-    """Have a job of the higher partition take all nodes, and wait for its end."""
-    nodes = len(training.cluster.nodes)
-    job = submit(
-        training.cluster, "-p", "high", f"-N{nodes}", "--exclusive", "-o/dev/null", "--wrap", "srun true"
-    )
+def preempt(training: Training) -> int:
+    """Have a job of the higher partition want all nodes; give its id."""
+    nodes = f"-N{len(training.cluster.nodes)}"
+    words = ("-p", "high", nodes, "--exclusive", "-o/dev/null", "--wrap", "srun true")
+    job = submit(training.cluster, *words)
     training.assert_inside()
-    wait_until_ended(training.cluster, job, seconds)
+    return job
 
 
 def test_a_requeue_from_outside_saves_at_one_step_and_costs_none(training: Training, whole: Path) -> None:
@@ -77,6 +77,7 @@ def test_preempted_too_slow_to_save_it_goes_on_from_the_last_checkpoint(
     for node in {process.host for process in training.ranks().values()}:
         training.cluster.slow(node, 0.999)
     preempt(training)
+    wait_for(lambda: not training.ranks(), 60, "the end of the first ranks", pause=0.1)
     for node in training.cluster.nodes:
         training.cluster.slow(node, 0)
     assert training.finish().restarts >= 1

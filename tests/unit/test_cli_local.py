@@ -114,6 +114,16 @@ def test_the_users_python_path_stays_behind_ours() -> None:
             1,
             "failed with RuntimeError: no; the traceback is in {root}/logs/rank_1.log",
         ),
+        (
+            {
+                "state": "FAILED",
+                "error_class": "HangError",
+                "cause": "hang",
+                "message": "rank 1 is at step 3",
+            },
+            1,
+            "hung: rank 1 is at step 3; the same command goes on from the last checkpoint",
+        ),
     ],
 )
 def test_the_outcome_gives_the_exit_code_and_the_line(

@@ -1,5 +1,7 @@
 """Clusters as configuration: every choice composes, and `metier cluster` fails in one line."""
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ from launcher import clusters
 from launcher.clusters import find_hints
 from launcher.compose import compose_run
 from launcher.slurm.request import plan_command, plan_directives, plan_setup, plan_srun
+from launcher.slurm.script import write_script
 from launcher.tools import Words
 from launcher.tree import ConfigTree
+from tests.cluster_case import slurm_run
 from training.errors import ClusterError, ConfigError
 from training.interface import find_interface, tell_gloo
 from training.layout import RunLayout
@@ -112,3 +116,25 @@ def test_gloo_is_not_told_what_somebody_has_said_or_nobody_knows() -> None:
         before = dict(environ)
         tell_gloo(environ)
         assert environ == before
+
+
+def test_the_lines_that_the_documentation_explains_stand_in_the_script() -> None:
+    config = slurm_run(
+        cluster__nodes=2,
+        cluster__processes_per_node=2,
+        batch__global_batch_size=8,
+        cluster__preflight__mode="exclude",
+        cluster__environment__modules=["cuda/12.4"],
+    )
+    written = write_script(config, RunLayout.of("runs", config.name)).replace(sys.executable, "python")
+    script = [" ".join(line.split()) for line in written.splitlines()]
+    text = Path("docs/slurm.md").read_text(encoding="utf-8")
+    section = text.partition("## The job's script\n")[2].partition("\n## ")[0]
+    quoted = [
+        " ".join(line.split()) for line in section.replace("\\\n", "").splitlines() if line[:4].isspace()
+    ]
+    # Without those that name a folder or a fabric, or are cut short.
+    exact = [line for line in quoted if line and not re.search(r"/shared/|\.\.\.|NCCL", line)]
+    missing = [line for line in exact if line not in script]
+    assert missing == []
+    assert len(exact) > 20

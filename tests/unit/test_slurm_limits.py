@@ -26,6 +26,7 @@ def test_what_the_cluster_has_is_granted() -> None:
     assert judge(**BOOST, cluster__nodes=2, cluster__slurm__gpu_type="a100") == []
     assert judge(**BOOST, cluster__slurm__constraint="a100&nvlink") == []
     assert judge(**BOOST, cluster__slurm__memory="500G") == []
+    assert judge(**BOOST, cluster__slurm__cpus_per_process=8, cluster__nodes=2) == []
     assert judge() == []
 
 

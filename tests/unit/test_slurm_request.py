@@ -18,6 +18,7 @@ from launcher.slurm.request import (
     plan_srun,
     plan_variables,
 )
+from launcher.slurm.script import find_script_python
 from tests.cluster_case import slurm_run
 from training.errors import ConfigError
 from training.layout import RunLayout
@@ -172,6 +173,26 @@ def test_the_set_up_leaves_the_variables_as_they_were_said(tmp_path: Path) -> No
     assert told["PYTHONPATH"].endswith(str(Path.cwd().name))
 
 
+def test_lines_of_the_site_may_use_what_is_not_set_and_ours_may_not(tmp_path: Path) -> None:
+    config = slurm_run(cluster__environment__setup=["export LEFT=a$NOBODY_SET_THIS"])
+    assert run_setup(plan_setup(config), tmp_path)["LEFT"] == "a"
+    with pytest.raises(subprocess.CalledProcessError):
+        run_setup([*plan_setup(config), "echo $NOBODY_SET_THIS"], tmp_path)
+
+
+def test_the_set_up_pleases_shellcheck() -> None:
+    config = slurm_run(
+        cluster__environment__modules=["cuda/12.4"],
+        cluster__environment__setup=["export BASE=/data"],
+        cluster__environment__variables={"PLAIN": "it's $HOME and `x`"},
+        cluster__local_path="$TMPDIR/x",
+    )
+    script = "\n".join(["#!/usr/bin/env bash", *plan_setup(config), ""])
+    words = ["shellcheck", "-"]  # CI installs it
+    done = subprocess.run(words, input=script, capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+
+
 def test_a_module_that_is_missing_ends_the_job(tmp_path: Path) -> None:
     config = slurm_run(cluster__environment__modules=["nix"])
     with pytest.raises(subprocess.CalledProcessError) as raised:
@@ -230,8 +251,8 @@ def test_the_rank_replaces_the_shell_that_sets_the_nodes_own_folders(tmp_path: P
         cluster__environment__variables={"CUDA_CACHE_PATH": "/mine"},
     )
     words = plan_command(config, "training.worker", tmp_path / "the run")
-    clean = {"PATH": "/usr/bin:/bin", "NODE": str(tmp_path), "CUDA_CACHE_PATH": "/mine"}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=clean) as process:
+    node = {**run_setup(plan_setup(config), tmp_path), "NODE": str(tmp_path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=node) as process:
         said, _ = process.communicate(timeout=30)
     own = f"{tmp_path}/cache/metier-"
     pid, triton, temporary, cuda, arguments = said.strip().split("|")
@@ -244,8 +265,10 @@ def test_the_rank_replaces_the_shell_that_sets_the_nodes_own_folders(tmp_path: P
 
 
 def test_a_variable_that_the_node_does_not_have_is_named(tmp_path: Path) -> None:
-    words = plan_command(slurm_run(cluster__local_path="$NOWHERE/x"), "training.worker", tmp_path)
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
+    config = slurm_run(cluster__local_path="$NOWHERE/x")
+    words = plan_command(config, "training.worker", tmp_path)
+    node = run_setup(plan_setup(config), tmp_path)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=node)
     assert done.returncode != 0
     assert "NOWHERE: unbound variable" in done.stderr
 
@@ -253,8 +276,10 @@ def test_a_variable_that_the_node_does_not_have_is_named(tmp_path: Path) -> None
 def test_a_rank_runs_where_the_nodes_own_disk_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = slurm_run(cluster__local_path=f"{tmp_path}/file", cluster__environment__python="/bin/echo")
-    done = subprocess.run(plan_command(config, "m", "p"), capture_output=True, text=True, check=True)
+    words, node = plan_command(config, "m", "p"), run_setup(plan_setup(config), tmp_path)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=node)
     assert done.stdout == "-m m p\n"
+    assert "file" in done.stderr
 
 
 def test_apptainer_shows_what_the_ranks_read_and_write() -> None:
@@ -286,6 +311,14 @@ def test_pyxis_is_told_by_srun_and_leaves_the_ranks_command_plain() -> None:
     assert sys.executable not in plan_command(config, "m", "p")
 
 
+def test_the_jobs_script_does_not_look_for_the_images_python_outside_of_it() -> None:
+    mine = {"cluster__environment__python": "/opt/venv/bin/python"}
+    assert find_script_python(slurm_run(**mine)) == "/opt/venv/bin/python"
+    image = {"cluster__container__kind": "apptainer", "cluster__container__image": "/x.sif"}
+    assert find_script_python(slurm_run(**mine, **image)) == sys.executable
+    assert "/opt/venv/bin/python" in plan_command(slurm_run(**mine, **image), "m", "p")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -304,6 +337,8 @@ def test_what_a_container_cannot_show_is_refused(changes: dict[str, Any], words:
     ("changes", "words"),
     [
         ({"cluster__slurm__time": 43200}, "in quotes"),
+        ({"cluster__slurm__time": 60}, "90:00 for 90 minutes"),
+        ({"cluster__slurm__time": True}, "cluster.slurm.time=true"),
         ({"cluster__slurm__time": "1:2"}, "as Slurm writes it"),
         ({"cluster__slurm__partition": "a b"}, "one word"),
         ({"cluster__slurm__memory": "4 GB"}, "a size such as 480G"),
@@ -317,3 +352,7 @@ def test_a_value_that_no_script_can_hold_is_one_line(changes: dict[str, Any], wo
         slurm_run(**changes)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_time_that_no_clock_reading_could_become_in_yaml_is_minutes() -> None:
+    assert slurm_run(cluster__slurm__time=59).cluster.slurm.time == "59"

@@ -1,5 +1,6 @@
 """What `metier checkpoints` does to a run's folder."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from launcher.compose import compose_run
 from launcher.tree import ConfigTree
 from tests.checkpoint_case import at
-from tests.fake_run import FakeEngine, open_fake_store
+from tests.fake_run import ELEMENTS, FakeEngine, open_fake_store
 from training.checkpoint.load import set_aside
 from training.config.freeze import read_run_id, write_frozen
 from training.layout import RunLayout
@@ -94,3 +95,25 @@ def test_a_conversion_writes_into_no_folder_that_holds_something_else(
     save(other, 1)
     assert main([str(other.root), "convert", "", str(target)]) == 2
     assert f"({written[0]})" in capsys.readouterr().err, "another run's conversion is not written over"
+
+
+def test_a_digest_is_of_the_state_and_of_nothing_else(
+    layout: RunLayout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def digest(run: RunLayout, step: int) -> dict[str, str]:
+        assert main([str(run.root), "digest", str(step)]) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    other = RunLayout(tmp_path / "other")
+    write_frozen(other.config, compose_run(["experiment=tiny_smoke"], ConfigTree(None)).config, {})
+    changed = FakeEngine()
+    changed.moment[ELEMENTS - 1] = 1e-30
+    store = open_fake_store(other.root, changed, run=read_run_id(other.config))
+    store.save(at(1), final=True)
+    save(other, 2)
+
+    assert digest(layout, 2) == digest(other, 2), "another run, and another start of it"
+    one, another = digest(layout, 1), digest(other, 1)
+    assert {name for name in one if one[name] != another[name]} == {"value/exp_avg"}
+    two = digest(layout, 2)
+    assert {name for name in one if one[name] != two[name]} == {"position"}

@@ -36,8 +36,8 @@ def cause(name: str, weight: int, *, harmless: bool = False) -> Cause:
     )
 
 
-def found(causes: list[Cause], facts: list[Fact], *, only_harmless: bool = False) -> list[str]:
-    return [each.cause.id for each in rank_causes(causes, facts, only_harmless=only_harmless)]
+def found(causes: list[Cause], facts: list[Fact], *, completed: bool = False) -> list[str]:
+    return [each.cause.id for each in rank_causes(causes, facts, completed=completed)]
 
 
 def rank_said(text: str) -> Fact:
@@ -65,7 +65,7 @@ def test_a_line_is_a_sign_only_where_the_cause_is_looked_for() -> None:
 def test_of_a_run_that_completed_only_what_failed_beside_it_is_told() -> None:
     causes = [cause("killed", 50), cause("tracker", 5, harmless=True)]
     facts = [rank_said("killed"), rank_said("tracker")]
-    assert found(causes, facts, only_harmless=True) == ["tracker"]
+    assert found(causes, facts, completed=True) == ["tracker"]
 
 
 def test_the_last_start_alone_counts_in_a_log_that_goes_on() -> None:

@@ -56,6 +56,13 @@ def stopped_by_notice(work: Work) -> None:
         command.send_signal(signal.SIGTERM)
 
 
+def stopped_by_user(work: Work) -> None:
+    with work.started("train", *LONG):
+        work.wait_for_step(4)
+        words = work.command("stop", "mine")
+        subprocess.run(words, cwd=work.folder, env=work.environment(), check=True)
+
+
 def killed_without_word(work: Work) -> None:
     with work.started("train", *LONG) as command:
         work.wait_for_step(4)
@@ -183,35 +190,39 @@ def threads_limit(work: Work) -> None:
 
 
 def world_size_wrong(work: Work) -> None:
-    half_a_run(work)
+    work.take_run()
     work.do(*_TORCHRUN, "--standalone", "--nproc-per-node=3", "-m", "training.worker", str(work.run))
 
 
 def environment_incomplete(work: Work) -> None:
-    half_a_run(work)
+    work.take_run()
     work.do(sys.executable, "-m", "training.worker", str(work.run), RANK="0")
 
 
 def package_missing(work: Work) -> None:
-    half_a_run(work)
+    work.take_run()
     work.do("/usr/bin/python3", "-m", "training.worker", str(work.run), RANK="0")
 
 
 def port_in_use(work: Work) -> None:
-    half_a_run(work)
+    work.take_run()
     with listening_port() as port:
         endpoint = ("--nnodes=1", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
         work.do(*_TORCHRUN, *endpoint, "-m", "training.worker", str(work.run))
 
 
 def head_unreachable(work: Work) -> None:
-    half_a_run(work)
+    work.take_run()
     work.do(*_TORCHRUN, *meet("127.0.0.1:9"), "-m", "training.worker", str(work.run))
 
 
 def head_unknown(work: Work) -> None:
-    half_a_run(work)
-    work.do(*_TORCHRUN, *meet("no-such-host.invalid:29400"), "-m", "training.worker", str(work.run))
+    """A rank as srun starts it, with a head that no name service knows."""
+    work.take_run(timeout_seconds=10)
+    here = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "29400"}
+    work.do(
+        sys.executable, "-m", "training.worker", str(work.run), MASTER_ADDR="no-such-host.invalid", **here
+    )
 
 
 def wandb_no_key(work: Work) -> None:
@@ -299,6 +310,7 @@ CASES = [
     collective_timeout,
     hang,
     stopped_by_notice,
+    stopped_by_user,
     killed_without_word,
     fenced,
     peer_lost,

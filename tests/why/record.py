@@ -4,7 +4,6 @@ The folder's name is the cause that `metier why` has to find; nobody writes thes
 root, some the test cluster; a fault that cannot be provoked leaves its case as it is.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.why import commands, faults, slurm_faults
-from tests.why.work import Work, record
+from tests.why.work import BASE, TWO, Work, record
 
 CASES = Path(__file__).parent / "cases"
-BASE = Path(tempfile.gettempdir()) / f"metier-why-{os.getuid()}"
 
 
 def main() -> int:
@@ -44,12 +42,15 @@ def main() -> int:
 
 
 def prepare_once() -> None:
-    """Prepare the tiny model and its corpus, unless that was done before."""
+    """Prepare the tiny model and its corpus, and train once, unless that was done before."""
     if not (BASE / "data").is_dir():
         BASE.mkdir(exist_ok=True)
         work = Work(BASE)
         words = work.command("prepare", "experiment=tiny_smoke")
         subprocess.run(words, cwd=BASE, env=work.environment(), check=True)
+    if not (BASE / "runs").is_dir():
+        work = Work(BASE)
+        subprocess.run(work.command("train", *TWO), cwd=BASE, env=work.environment(), check=True)
 
 
 def make_work(place: Path) -> Work:

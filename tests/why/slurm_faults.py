@@ -114,7 +114,7 @@ def task_killed(work: Work) -> None:
 
 
 def out_of_memory(work: Work) -> None:
-    run_script(work, f"srun {_GREEDY}", "OUT_OF_MEMORY", "--mem=100M")
+    run_script(work, f"srun {_GREEDY}", "|0:", "--mem=100M")
 
 
 def job_cancelled(work: Work) -> None:
@@ -162,7 +162,7 @@ def too_many_nodes(work: Work) -> None:
 
 
 def waits_for_nodes(work: Work) -> None:
-    waits(work, "PartitionNodeLimit", "--nodes=99")
+    waits(work, "PartitionConfig", "--nodes=99")
 
 
 def time_refused(work: Work) -> None:

@@ -7,11 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+BASE = Path(tempfile.gettempdir()) / f"metier-why-{os.getuid()}"
+"""What all faults begin with: the tiny model, its corpus, and a run of it."""
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("experiment=tiny_smoke", "name=mine")
@@ -90,6 +94,15 @@ class Work:
                 if process.poll() is None:
                     process.kill()
 
+    def take_run(self, **cluster: object) -> None:
+        """Have a run that is finished, without what it said."""
+        shutil.copytree(
+            BASE / "runs" / "mine", self.run, ignore=shutil.ignore_patterns("*.log", "outcome.json")
+        )
+        frozen = json.loads((self.run / "run.json").read_text())
+        frozen["config"]["cluster"] |= cluster
+        (self.run / "run.json").write_text(json.dumps(frozen))
+
     def wait_for_step(self, step: int) -> None:
         """Wait until the journal has this step."""
         wait_for(lambda: self.steps() >= step, f"step {step}")
@@ -143,7 +156,12 @@ def record(work: Work, case: Path) -> None:
         os.uname().nodename: "node1",
     }
     files = [*work.run.glob("logs/*.log"), *work.run.glob("incarnations/0*.json"), *work.run.glob("*.jsonl")]
-    files += [work.run / "outcome.json", work.run / "preflight.json", work.folder / "command.log"]
+    files += [
+        work.run / "outcome.json",
+        work.run / "stop.request",
+        work.run / "preflight.json",
+        work.folder / "command.log",
+    ]
     files += [work.folder / "sacct.txt", work.folder / "squeue.txt"]
     for path in files:
         if not path.is_file() or path.name in {"samples.jsonl"}:

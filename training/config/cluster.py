@@ -35,14 +35,22 @@ def _check_names(variables: dict[str, str]) -> dict[str, str]:
     return variables
 
 
+_SEXAGESIMAL = 60
+
+
 def _refuse_numbers(value: Any) -> Any:
-    """Refuse what YAML made of a time without quotes: 12:00:00 is the number 43200 there."""
-    if isinstance(value, int):
-        raise ValueError(
-            "a time in quotes, for instance '12:00:00' (YAML takes one without quotes for a number of "
-            "seconds); on the command line 1:30:00, or 90:00 for 90 minutes"
-        )
-    return value
+    """Take a small number for minutes, as typed on the command line, and refuse what YAML made of a time.
+
+    12:00:00 without quotes is the number 43200 there, and 1:00 is 60: nothing below comes of it.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if 0 <= value < _SEXAGESIMAL:
+        return str(value)
+    raise ValueError(
+        "a time in quotes, for instance '12:00:00' (YAML takes one without quotes for a number of seconds); "
+        "on the command line 1:30:00, or 90:00 for 90 minutes"
+    )
 
 
 TimeLimit = Annotated[
@@ -88,7 +96,8 @@ class SlurmConfig(Section):
     ) = Field(description="--constraint: features that the nodes must have, for instance a100&nvlink")
     reservation: Word | None = Field(description="--reservation")
     time: TimeLimit = Field(
-        description="--time of one job, as Slurm writes it: 90, 12:00:00, 2-00:00:00. A run may take several"
+        description="--time of one job, as Slurm writes it: 30 (minutes), 12:00:00, 2-00:00:00. A run may "
+        "take several"
     )
     exclusive: bool = Field(description="--exclusive: no other job on the nodes")
     cpus_per_process: PositiveInt | None = Field(

@@ -44,6 +44,9 @@ from training.rules.strategies import effective_stage
 vars(deepspeed.ops)["__compatible_ops__"] = {"deepspeed_shm_comm": False}
 serve_swappers()
 
+_GATHERING_STAGE = 3
+"""From it on other ranks take part in a forward pass."""
+
 
 def _is_true(record: logging.LogRecord) -> bool:
     """Keep back what DeepSpeed says and is not so.
@@ -95,6 +98,9 @@ class DeepSpeedEngine:
         packed = PackedLanguageModel(model, sources=sources, terms=terms)
         packed.train()
         stage = effective_stage(config.strategy.zero_stage, config.precision)
+        gathers = stage == _GATHERING_STAGE and place.ranks.world_size > 1
+        shares = gathers or self._team is not None or self._tensors.size > 1
+        self._is_alone = place.device.type == "cuda" and not shares
         self._compiles = config.strategy.compile == "layers"
         prepare_layers(model, zero_stage=stage, compile_layers=self._compiles)
         said = self._tensors.ask(packed)
@@ -132,6 +138,7 @@ class DeepSpeedEngine:
         place = self._place
         watch = Stopwatch(place.device, lambda: self._clock.seconds)
         targets, tokens = self._count(micro_batches)
+        watch.lap("count")
         set_learning_rate(self._engine.optimizer, learning_rate)
         nats = self._accumulate(micro_batches, sum(targets), samples_seen, watch)
         norm = measure_gradient_norm(self._engine)
@@ -155,7 +162,8 @@ class DeepSpeedEngine:
         else:
             drop_gradients(self._engine)
         watch.lap("optimizer")
-        return replace(result, seconds=StepSeconds(**watch.seconds()))
+        seconds = StepSeconds(**watch.seconds())
+        return replace(result, seconds=replace(seconds, alone=seconds.forward if self._is_alone else None))
 
     @property
     def memory(self) -> MemoryAccount | None:

@@ -22,15 +22,20 @@ class StepSeconds:
     ``backward``, the reduction of gradients of ``backward``, gathering updated weights of ``optimizer``.
     """
 
-    forward: float = 0.0
-    """Counting the targets of all ranks included."""
+    count: float = 0.0
+    """Counting the targets of all ranks: who comes first waits here for the last."""
 
+    forward: float = 0.0
     backward: float = 0.0
     optimizer: float = 0.0
     """The gradient's norm, clipping and the update."""
 
     compile: float = 0.0
     """What this rank spent compiling, in none of the others."""
+
+    alone: float | None = None
+    """Part of them on a GPU in which it waited for nobody: the forward passes, unless other ranks take part
+    in them. None on CPUs, where all waits are in the main thread and are counted there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,20 +130,24 @@ def say_step(line: dict[str, Any], max_steps: int, seconds_left: float) -> str:
 
 def say_event(kind: str, facts: Mapping[str, Any]) -> str:
     """Write an event as one line of text; nothing for those that only the file has."""
+    said = ""
     match kind:
         case "note":
-            return str(facts.get("text", ""))
+            said = str(facts.get("text", ""))
         case "memory":
-            return _say_memory(facts["ranks"])
+            said = _say_memory(facts["ranks"])
         case "step_skipped" | "rolled_back":
             gone = f"; back to step {facts['to_step']}, on past its data" if kind == "rolled_back" else ""
-            return f"step {facts['step']} was not applied: {facts['reason']}{gone}"
+            said = f"step {facts['step']} was not applied: {facts['reason']}{gone}"
+        case "slow_rank":
+            where = f"rank {facts['rank']} on {facts['node']}"
+            said = f"{where} is slow: its own share of a step takes {facts['factor']:.1f} times the others'"
         case "stopped_early":
-            return f"step {facts['step']} is the last: the held-out loss gains nothing more"
+            said = f"step {facts['step']} is the last: the held-out loss gains nothing more"
         case "finished" | "stopped" if facts.get("goodput") is not None:
             wall = say_duration(facts["wall_seconds"])
-            return f"goodput {facts['goodput']:.1%}: so much of {wall} since the first start was useful steps"
-    return ""
+            said = f"goodput {facts['goodput']:.1%}: so much of {wall} since the first start was useful steps"
+    return said
 
 
 _TOLD_BYTES = 2**20 // 10  # less would be read as nothing

@@ -76,6 +76,12 @@ class StepRecord:
 
     held_out_loss_by_source: dict[str, float] | None = None
 
+    slowest_rank: int | None = None
+    """At the end of each window of cluster.watch.slow_window_steps: whose own share of steps took longest."""
+
+    slowest_rank_factor: float | None = None
+    """Its median over the window, as a multiple of that of the other ranks."""
+
     memory_peak_bytes: int
     """Highest memory of the lead rank's device, or of its process on a CPU."""
 

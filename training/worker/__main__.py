@@ -28,6 +28,8 @@ from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
 from training.fence import FencedError
 from training.layout import RunLayout
 from training.processes import end_with_parent
+from training.pulse.beat import Pulse
+from training.pulse.open import beating
 from training.ranks import Ranks
 from training.worker.log import redirect_to_log
 from training.worker.tell import tell_failure
@@ -46,14 +48,8 @@ def main() -> int:
     try:
         ranks = Ranks.from_environ(os.environ)
         redirect_to_log(layout, ranks)
-        # Everything heavy is imported after the log is open, so that its complaints land there. What is
-        # imported stays: to look through it for garbage, again and again, takes a sixth of the import's time.
-        gc.disable()
-        from training.worker.run import run  # noqa: PLC0415
-
-        gc.freeze()
-        gc.enable()
-        return run(layout, ranks, _notice)
+        with beating(layout, ranks) as pulse:
+            return _train(layout, ranks, pulse)
     except FencedError as error:
         # No word of it in the run directory, which is the newer start's; the launcher sees that by itself.
         sys.stderr.write(f"metier train: rank {ranks.rank}: {error}\n")
@@ -66,6 +62,18 @@ def main() -> int:
         traceback.print_exc()
         tell_failure(layout, ranks, error, None)
         return EXIT_FAILED
+
+
+def _train(layout: RunLayout, ranks: Ranks, pulse: Pulse) -> int:
+    # Everything heavy is imported after the log is open, so that its complaints land there. What is
+    # imported stays: to look through it for garbage, again and again, takes a sixth of the import's time.
+    gc.disable()
+    from training.worker.life import Outside  # noqa: PLC0415
+    from training.worker.run import run  # noqa: PLC0415
+
+    gc.freeze()
+    gc.enable()
+    return run(layout, ranks, Outside(notice=_notice, pulse=pulse))
 
 
 if __name__ == "__main__":

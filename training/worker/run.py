@@ -1,6 +1,5 @@
 """Builds the parts of one run and drives the loop: run.json -> parts -> loop -> outcome."""
 
-import os
 import resource
 import time
 from collections.abc import Sequence
@@ -9,13 +8,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from training.audit.gate import check_audit
 from training.checkpoint.commit import Lineage
-from training.checkpoint.load import read_step
-from training.checkpoint.manifest import list_checkpoints
 from training.checkpoint.retention import Retention
 from training.checkpoint.store import CheckpointStore
 from training.collectives import from_lead, gather_over_ranks, leave, take_blocked_seconds
@@ -31,11 +29,10 @@ from training.engine.partition import build_share
 from training.engine.seeds import make_deterministic
 from training.engine.swap_folder import own_swap_folder
 from training.errors import EXIT_OK
-from training.fence import FencedError, check_fence, claim_incarnation, within_fence
-from training.layout import ASKED, RunLayout
+from training.fence import FencedError, check_fence, within_fence
+from training.layout import RunLayout
 from training.loop import StopReason, train
 from training.metrics.goodput import find_goodput, read_first_start
-from training.metrics.journal import Events
 from training.metrics.lines import read_lines
 from training.metrics.record import MetricsSink
 from training.metrics.sink import open_metrics
@@ -48,19 +45,18 @@ from training.model.place import find_revision
 from training.model.provenance import check_source, describe_source
 from training.model.self_test import CUTS, measure_isolation, refuse_leak
 from training.model.tokenizer import load_tokenizer, tokenizer_fingerprint
-from training.notice import Notice
 from training.parts import Parts
 from training.progress import Progress
 from training.ranks import Ranks
 from training.rules.check import check_rules
 from training.rules.strategies import effective_stage
 from training.schedule import learning_rate_at
-from training.stop import StopFlag, lead_wishes, read_asked
 from training.worker.attended import mean_attended_tokens
 from training.worker.blame import find_names, name_worst_documents
+from training.worker.life import Life, Outside, claim_life, end_unborn, gather_host_notes, open_pace
 from training.worker.questions import open_questions
 from training.worker.start import take_place
-from training.worker.tell import clear_outcome, tell_end, tell_failure
+from training.worker.tell import tell_end, tell_failure
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes")
 
@@ -75,20 +71,22 @@ class Scene:
     corpus: Corpus
     engine: DeepSpeedEngine
     metrics: MetricsSink
+    life: Life
 
 
-def run(layout: RunLayout, ranks: Ranks, notice: Notice) -> int:
+def run(layout: RunLayout, ranks: Ranks, outside: Outside) -> int:
     """Train until the run is finished or asked to stop; give the exit code. Collective.
 
-    A stop that is asked for before there is a loop to stop is heard at the loop's first edge.
+    A stop that is asked for before there is a loop to stop is heard once all ranks have met.
     """
     frozen = read_frozen(layout.config)
     check_rules(frozen)
     with own_swap_folder(frozen) as config:
-        return _run(layout, config, ranks, notice)
+        return _run(layout, config, ranks, outside)
 
 
-def _run(layout: RunLayout, config: RunConfig, ranks: Ranks, notice: Notice) -> int:
+def _run(layout: RunLayout, config: RunConfig, ranks: Ranks, outside: Outside) -> int:
+    outside.pulse.enter("start", 0)
     if config.deterministic:
         make_deterministic()
     place = take_place(config, ranks)
@@ -99,67 +97,62 @@ def _run(layout: RunLayout, config: RunConfig, ranks: Ranks, notice: Notice) -> 
     check_settings(corpus.manifest, config.data)
     rows = open_plan(corpus, config.batch.sequence_length, config.data.long_documents)
     check_audit(corpus.manifest, rows.by_source, config.batch.sequence_length, config.audit)
-    incarnation = from_lead(claim_incarnation(layout.incarnations) if ranks.is_lead else 0)
+    life = claim_life(layout, config, place, outside)
     try:
         system = start_system_watch(layout, ranks, config.tracker.system_seconds)
-        with within_fence(layout.incarnations, incarnation), closing(system):
-            stop = _listen(layout, config, place, notice)
-            if ranks.is_lead:
-                clear_outcome(layout, incarnation)
-            if stop.is_set():
-                finished, step = False, _tell_early_stop(layout, place, incarnation, stop)
-            else:
-                reason, progress = _build_and_train(layout, config, place, corpus, incarnation, stop)
-                finished, step = reason is StopReason.FINISHED, progress.step
-            if ranks.is_lead:
-                check_fence(layout.incarnations, incarnation)
-                tell_end(layout, "COMPLETED" if finished else "STOPPED", step, incarnation, stop.notice)
+        with within_fence(layout.incarnations, life.incarnation), closing(system):
+            _live(layout, config, place, corpus, life)
     except FencedError:
         raise
     except Exception as error:
-        tell_failure(layout, ranks, error, incarnation)
+        tell_failure(layout, ranks, error, life.incarnation)
         raise
     leave()
     return EXIT_OK
 
 
-def _listen(layout: RunLayout, config: RunConfig, place: Place, notice: Notice) -> StopFlag:
-    """Listen to whatever may ask for a stop: what was heard since the first line of this process counts."""
-    if not place.ranks.is_lead:
-        return StopFlag(notice, place.device)
-    asked = read_asked(os.environ, ASKED)
-    wishes = lead_wishes(layout, config.cluster.slurm.stop_lead_seconds, os.environ, asked=asked)
-    return StopFlag(notice, place.device, wishes)
-
-
-def _tell_early_stop(layout: RunLayout, place: Place, incarnation: int, stop: StopFlag) -> int:
-    """Keep the event of a stop before anything was loaded; give the step of the last checkpoint."""
-    step = max((read_step(folder) for folder in list_checkpoints(layout.checkpoints)), default=0)
+def _live(layout: RunLayout, config: RunConfig, place: Place, corpus: Corpus, life: Life) -> None:
+    """Train, and leave the outcome of an orderly end."""
+    if life.stop.is_set():
+        finished, step = False, end_unborn(layout, place, life)
+    else:
+        reason, progress = _build_and_train(layout, config, place, corpus, life)
+        finished, step = reason is StopReason.FINISHED, progress.step
+    life.pulse.enter("finish", step)
     if place.ranks.is_lead:
-        events = Events(layout.events)
-        events.record("stopped", incarnation=incarnation, step=step, notice=stop.notice)
-        events.close()
-    return step
+        check_fence(layout.incarnations, life.incarnation)
+        state: Literal["COMPLETED", "STOPPED"] = "COMPLETED" if finished else "STOPPED"
+        tell_end(layout, state, step, life.incarnation, life.stop.notice)
 
 
 def _build_and_train(
-    layout: RunLayout, config: RunConfig, place: Place, corpus: Corpus, incarnation: int, stop: StopFlag
+    layout: RunLayout, config: RunConfig, place: Place, corpus: Corpus, life: Life
 ) -> tuple[StopReason, Progress]:
     model, why_whole = build_share(config, place)
     if place.ranks.is_lead and (revision := find_revision(config.model)):
         note_version(layout.config, MODEL_REVISION, revision)
-    metrics = _open_metrics(layout, config, place, incarnation, _flops_per_token(config, model, corpus))
+    metrics = _open_metrics(layout, config, place, life.incarnation, _flops_per_token(config, model, corpus))
     try:
+        for note in gather_host_notes(place, config.cluster.nodes):
+            metrics.event("note", text=note)
         if why_whole is not None:
             text = f"every rank has read the whole model before its share of it was cut: {why_whole}"
             metrics.event("note", text=text)
         engine = DeepSpeedEngine(model, config, place, sources=len(corpus.manifest.sources))
         _check_isolation(engine, corpus, metrics)
-        store = CheckpointStore(engine, _lineage(layout, config, place.ranks, incarnation, corpus), metrics)
-        scene = Scene(
-            layout=layout, config=config, place=place, corpus=corpus, engine=engine, metrics=metrics
+        store = CheckpointStore(
+            engine, _lineage(layout, config, place.ranks, life.incarnation, corpus), metrics
         )
-        reason, progress = _train(scene, store, stop)
+        scene = Scene(
+            layout=layout,
+            config=config,
+            place=place,
+            corpus=corpus,
+            engine=engine,
+            metrics=metrics,
+            life=life,
+        )
+        reason, progress = _train(scene, store)
     except Exception as error:
         metrics.event("failed", error_class=type(error).__name__, reason=str(error))
         raise
@@ -168,7 +161,7 @@ def _build_and_train(
     return reason, progress
 
 
-def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopReason, Progress]:
+def _train(scene: Scene, store: CheckpointStore) -> tuple[StopReason, Progress]:
     config, place, metrics = scene.config, scene.place, scene.metrics
     progress = store.resume()
     metrics.rewind(progress)
@@ -182,7 +175,7 @@ def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopRe
     )
     for note in batches.notes:
         metrics.event("note", text=note)
-    parts = _gather_parts(scene, store, stop, batches)
+    parts = _gather_parts(scene, store, batches)
     first = progress.step
     try:
         reason, progress = train(parts, config.loop, progress)
@@ -194,7 +187,7 @@ def _train(scene: Scene, store: CheckpointStore, stop: StopFlag) -> tuple[StopRe
     if reason is StopReason.FINISHED:
         metrics.event("finished", step=progress.step, **facts)
     else:
-        metrics.event("stopped", step=progress.step, notice=stop.notice, **facts)
+        metrics.event("stopped", step=progress.step, notice=scene.life.stop.notice, **facts)
     return reason, progress
 
 
@@ -205,7 +198,7 @@ def _find_goodput(layout: RunLayout) -> dict[str, float]:
     return asdict(found) | {"goodput": found.goodput}
 
 
-def _gather_parts(scene: Scene, store: CheckpointStore, stop: StopFlag, batches: BatchStream) -> Parts[Batch]:
+def _gather_parts(scene: Scene, store: CheckpointStore, batches: BatchStream) -> Parts[Batch]:
     config, place, engine = scene.config, scene.place, scene.engine
     sources = list(scene.corpus.manifest.sources)
 
@@ -228,7 +221,9 @@ def _gather_parts(scene: Scene, store: CheckpointStore, stop: StopFlag, batches:
         engine=engine,
         checkpoints=store,
         metrics=scene.metrics,
-        stop=stop,
+        stop=scene.life.stop,
+        pulse=scene.life.pulse,
+        pace=open_pace(scene.layout, place, scene.life.pulse),
         sources=sources,
         learning_rate_at=lambda step: learning_rate_at(
             step, optimizer=config.optimizer, schedule=config.schedule, max_steps=config.loop.max_steps

@@ -9,7 +9,7 @@ from training.collectives import join
 from training.config.schema import RunConfig
 from training.engine.deepspeed_engine import Place
 from training.errors import ClusterError
-from training.ranks import Ranks
+from training.ranks import Ranks, check_meeting_place, explain_count
 
 
 def take_place(config: RunConfig, ranks: Ranks) -> Place:
@@ -20,10 +20,8 @@ def take_place(config: RunConfig, ranks: Ranks) -> Place:
     """
     planned = find_world_size(config.cluster)
     if ranks.world_size != planned:
-        raise ClusterError(
-            f"{ranks.world_size} processes were started, the run was planned for {planned} (cluster.nodes x "
-            "processes on each); start it through `metier train`"
-        )
+        raise ClusterError(explain_count(os.environ, ranks.world_size, planned))
+    check_meeting_place(os.environ)
     device = _find_device(config, ranks)
     # DeepSpeed reads torchrun's variables, which srun does not set, and takes the local rank for the GPU's
     # number: where srun shows each rank its own GPU alone, that is 0 for all of them.

@@ -1,0 +1,62 @@
+"""Preflights on the nodes of a real Slurm: the bad ones are named, and a run goes on without them."""
+
+from pathlib import Path
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import Order
+from tests.slurm.jobs import drained_nodes, strays
+from tests.slurm.runs import Training
+from training.layout import RunLayout
+from training.verdict import EXIT_EXCLUDE, find_report
+
+_DISK = "48M"
+"""More than a preflight writes."""
+
+
+def settings(cluster: Cluster) -> list[str]:
+    return [
+        f"cluster.local_path={cluster.root}/local",
+        "cluster.preflight.min_free_bytes=1000000",
+        "cluster.preflight.min_disk_mbps=1",
+        "cluster.preflight.mode=exclude",
+    ]
+
+
+def fill(cluster: Cluster, node: str) -> None:
+    """Leave no byte on a node's own disk."""
+    cluster.run("dd", "if=/dev/zero", f"of={cluster.root}/local/filler", "bs=64k", on=node, check=False)
+
+
+def test_a_slow_node_and_one_with_a_full_disk_are_named_by_their_names_in_slurm(
+    order: Order, tmp_path: Path
+) -> None:
+    cluster = order(nodes=3, local_disk=_DISK)
+    fill(cluster, "node3")
+    cluster.slow("node2", 0.8)
+    words = ["cluster=slurm", "cluster.nodes=3", "cluster.preflight.slow_factor=2", *settings(cluster)]
+    done = Training(cluster, tmp_path).type("preflight", *words)
+    report = find_report(RunLayout(tmp_path / "runs" / "preflight").preflight)
+    assert report is not None, done.stdout + done.stderr
+    assert report.verdict.nodes == ("node2", "node3"), done.stdout + done.stderr
+    assert done.returncode == EXIT_EXCLUDE
+    assert "node2: matrix product " in done.stderr
+    assert "node3: local disk 0.0 MB free" in done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [(row[0], row[-1]) for row in rows[1:4]] == [
+        ("node1", "ok"),
+        ("node2", "excluded"),
+        ("node3", "excluded"),
+    ]
+    assert strays(cluster) == []
+
+
+def test_a_run_goes_on_without_a_node_whose_disk_is_full(order: Order, work: Path, whole: Path) -> None:
+    training = Training(order(nodes=3, local_disk=_DISK), work)
+    fill(training.cluster, "node2")
+    # A network of processes that share two cores is no measure of a node.
+    training.submit(*settings(training.cluster), "cluster.preflight.slow_factor=100")
+    training.finish()
+    assert [line["bad"] for line in training.journal("preflight")] == [["node2"]]
+    assert {node for line in training.journal("started") for node in line["nodes"]} == {"node1", "node3"}
+    assert drained_nodes(training.cluster) == []
+    training.assert_same_as(whole, lost=0)
