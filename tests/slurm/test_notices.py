@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.slurm.conftest import Order
 from tests.slurm.jobs import accounts, submit, wait_until_ended
 from tests.slurm.linux import wait_for
-from tests.slurm.runs import SAVED_EVERY, STEPS, Training
+from tests.slurm.runs import SAVED_EVERY, STEPS, WORDS, Training
 
 
 def preempt(training: Training) -> int:
@@ -101,7 +101,7 @@ def test_cancelled_it_saves_and_stays_away_until_submitted_again_which_a_living_
 ) -> None:
     job = training.submit()
     training.wait_for_step()
-    second = training.type("train", "experiment=tiny_smoke", "cluster=slurm")
+    second = training.type("train", *WORDS)
     training.cluster.run("scancel", str(job))
     training.assert_inside()
     assert second.returncode == 2
