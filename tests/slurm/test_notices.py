@@ -11,7 +11,7 @@ from tests.slurm.runs import SAVED_EVERY, STEPS, WORDS, Training
 def preempt(training: Training) -> int:
     """Have a job of the higher partition want all nodes; give its id."""
     nodes = f"-N{len(training.cluster.nodes)}"
-    words = ("-p", "high", nodes, "--exclusive", "-o/dev/null", "--wrap", "srun true")
+    words = ("-p", "high", nodes, "--exclusive", "--wrap", "srun true")
     job = submit(training.cluster, *words)
     training.assert_inside()
     return job
