@@ -14,6 +14,10 @@ _AWAY = re.compile(
     r"|Slurm backup controller|Resource temporarily unavailable|Unable to establish control"
     r"|Transport endpoint is not connected|Communication connection failure"
 )
+_BUSY = re.compile(
+    r"Unable to create step for job \S+: "
+    r"(Memory required by task is not available|Requested nodes are busy|Job/step already complet)"
+)
 _SECONDS = 60
 PATIENT = 60
 """Attempts of a call that must succeed in the end, PAUSE_SECONDS apart: ten minutes."""
@@ -32,6 +36,14 @@ class SlurmAwayError(SlurmError):
 def is_away(text: str) -> bool:
     """Whether a command's words mean that the controller did not answer."""
     return bool(_AWAY.search(text))
+
+
+def is_busy(text: str) -> bool:
+    """Whether srun's words mean that Slurm has not yet noticed the end of the job's last step.
+
+    Seen after an outage of the controller: a node repeats the message of a step's end once a minute.
+    """
+    return bool(_BUSY.search(text))
 
 
 def call_slurm(

@@ -65,7 +65,10 @@ def decide(ended: Ended, *, starts_without_progress: int) -> Decision:
     if final is not None:
         return final
     if ended.away:
-        return Decision(step="again", reason="Slurm's controller did not answer; no rank was started")
+        return Decision(
+            step="again",
+            reason="Slurm let no rank begin: its controller was away, or had not yet heard of the last end",
+        )
     if told:
         if ended.idle_told >= TOLD_FACTOR * starts_without_progress:
             return _give_up(ended.idle_told, "was told to stop before it could save anything new")

@@ -1,6 +1,7 @@
 """What can be found out within a job: the run's files, Slurm's view, and what the job's log says."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,21 @@ def is_cancelled(job: str, log: str) -> bool:
     except SlurmError:
         return False
     return "JobState=CANCELLED" in said or "JobState=COMPLETING" in said
+
+
+def own_restart() -> int:
+    """How often this job had been run again when this script began."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def is_run_again(job: str) -> bool:
+    """Whether Slurm has put this job back into the queue since this script began; False if it cannot tell."""
+    try:
+        said = call_slurm(["scontrol", "show", "job", "--oneliner", job])
+    except SlurmError:
+        return False
+    found = re.search(r" Restarts=(\d+)", said)
+    return found is not None and int(found[1]) > own_restart()
 
 
 def find_end(job: str) -> int | None:

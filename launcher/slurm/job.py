@@ -15,17 +15,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.local import was_overtaken
-from launcher.slurm.call import PATIENT, SlurmError, is_away
+from launcher.slurm.call import PATIENT, SlurmError, is_away, is_busy
 from launcher.slurm.decide import TOLD_FACTOR, Decision, Ended, decide
 from launcher.slurm.facts import (
     asked_by_user,
     find_end,
     is_cancelled,
+    is_run_again,
     newest_step,
+    own_restart,
     read_outcome,
     read_own_log,
 )
-from launcher.slurm.journal import Line, append_line, count_idle_starts, read_journal
+from launcher.slurm.journal import (
+    Line,
+    append_line,
+    count_idle_starts,
+    count_in_vain,
+    is_superseded,
+    read_journal,
+)
 from launcher.slurm.living import choose_nodes, find_states, list_nodes
 from launcher.slurm.successor import call_off_next, find_waiting, own_job, requeue, submit_next
 from training.config.freeze import read_frozen
@@ -44,6 +53,8 @@ REQUEUED = 4
 
 _FIRST_PORT, _PORTS = 15_000, 10_000
 _AWAY_PAUSE_SECONDS = 10.0
+_MOST_IN_VAIN = 30
+"""So often Slurm may refuse to begin a start because of the last one's, 10 s apart."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -72,6 +83,8 @@ def port_of(job: str, starts: int) -> int:
 
 def _begin(layout: RunLayout, config: RunConfig) -> int:
     job, lines, step = own_job(), read_journal(layout.jobs), newest_step(layout)
+    if is_superseded(lines, job, own_restart()):
+        return _leave_to_newer(job)
     if asked_by_user(layout):
         return _end(
             layout, job, Decision(step="stopped", reason="somebody asked the run to stop; it stays so")
@@ -95,7 +108,7 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
         layout.jobs,
         "started",
         job=job,
-        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        restart=own_restart(),
         step=step,
         nodes=nodes,
         asked=asked,
@@ -136,11 +149,14 @@ def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
 def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int:
     job, log = own_job(), read_own_log()
     lines = read_journal(layout.jobs)
+    if is_superseded(lines, job, own_restart()):
+        return _leave_to_newer(job)
     began = next((float(line["asked"]) for line in reversed(lines) if line["event"] == "started"), 0.0)
     log = log[log.rfind("metier job: start ") :]
     started = find_incarnation(layout.incarnations, began) is not None
     outcome = read_outcome(layout.outcome)
-    away = not started and outcome is None and is_away(log)
+    busy = is_busy(log) and count_in_vain(lines) < _MOST_IN_VAIN
+    away = not started and outcome is None and (is_away(log) or busy)
     told = bool(notice) or (outcome or {}).get("state") == "STOPPED"
     line = append_line(
         layout.jobs,
@@ -164,12 +180,20 @@ def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int
         idle_told=all_told,
     )
     decision = decide(ended, starts_without_progress=config.cluster.slurm.starts_without_progress)
+    if decision.step in {"again", "return"} and is_run_again(job):
+        return _leave_to_newer(job)
     if decision.step == "again":
         return _again(layout, config, job, decision, away=away)
     if decision.step == "return":
         _say(decision.reason)
         return _return(layout, config, job, exclude=[])
     return _end(layout, job, decision)
+
+
+def _leave_to_newer(job: str) -> int:
+    """End a script whose job Slurm has put back into the queue, or runs elsewhere: it would hit that one."""
+    _say(f"Slurm runs job {job} anew; this script leaves the run to it")
+    return ENOUGH
 
 
 def _again(layout: RunLayout, config: RunConfig, job: str, decision: Decision, *, away: bool) -> int:

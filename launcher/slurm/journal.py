@@ -57,6 +57,31 @@ def newest_job(lines: list[Line]) -> str | None:
     )
 
 
+def is_superseded(lines: list[Line], job: str, restart: int) -> bool:
+    """Whether a newer job of the run, or the same job run again, has begun since.
+
+    Slurm gives a job's nodes up for dead, and the job to others, while its script may live on unseen.
+
+    Args:
+        lines: The journal.
+        job: The one that asks.
+        restart: How often that job had been run again when this script began.
+    """
+    order = [str(line["job"]) for line in lines if line["event"] in {"submitted", "next"}]
+    newer = set(order[order.index(job) + 1 :]) if job in order else set()
+    return any(
+        (line.get("job") == job and int(line.get("restart", 0)) > restart) or line.get("job") in newer
+        for line in lines
+        if line["event"] == "started"
+    )
+
+
+def count_in_vain(lines: list[Line]) -> int:
+    """Count the last starts in a row that Slurm did not let begin."""
+    ends = [bool(line.get("away")) for line in lines if line["event"] == "ended"]
+    return next((at for at, away in enumerate(reversed(ends)) if not away), len(ends))
+
+
 def count_idle_starts(lines: list[Line], step: int) -> tuple[int, int]:
     """Count the starts since the run last came further.
 

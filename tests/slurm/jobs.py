@@ -51,8 +51,9 @@ class Job:
 
 
 def submit(cluster: Cluster, *words: str, cwd: Path | None = None) -> int:
-    """Submit with sbatch; give the job's id."""
-    return int(cluster.run("sbatch", "--parsable", *words, cwd=cwd).stdout.split(";")[0])
+    """Submit with sbatch; what the job prints goes to the cluster's folder. Give the job's id."""
+    log = f"--output={cluster.root}/log/job_%j.log"
+    return int(cluster.run("sbatch", "--parsable", log, *words, cwd=cwd).stdout.split(";")[0])
 
 
 def find_job(cluster: Cluster, job: int | str) -> Job | None:

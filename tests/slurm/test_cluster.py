@@ -39,7 +39,7 @@ def processes_of(root: Path) -> list[int]:
 
 def asleep(cluster: Cluster, *words: str) -> int:
     """Submit a job that sleeps on its nodes, and wait until it does."""
-    job = submit(cluster, "--requeue", "-o", f"{cluster.root}/%j.log", *words, "--wrap", "srun sleep 300")
+    job = submit(cluster, "--requeue", *words, "--wrap", "srun sleep 300")
     found = wait_for_state(cluster, job, "RUNNING", seconds=30)
     nodes = job_nodes(cluster, found)
     wait_for(lambda: sleepers(cluster) == sorted(nodes), 30, "a sleeper on every node", pause=0.1)
@@ -147,7 +147,7 @@ def test_down_leaves_no_process(namespaces: bool) -> None:
 def test_without_namespaces_a_crash_takes_one_node_alone(order: Order) -> None:
     cluster = order(nodes=2, namespaces=False)
     asleep(cluster, "-w", "node1")
-    submit(cluster, "-w", "node2", "-o/dev/null", "--wrap", "srun sleep 300")
+    submit(cluster, "-w", "node2", "--wrap", "srun sleep 300")
     wait_for(lambda: sleepers(cluster) == ["node1", "node2"], 30, "two sleepers", pause=0.1)
     cluster.crash("node1")
     assert sleepers(cluster) == ["node2"]

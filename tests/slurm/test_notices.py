@@ -5,13 +5,13 @@ from pathlib import Path
 from tests.slurm.conftest import Order
 from tests.slurm.jobs import accounts, submit, wait_until_ended
 from tests.slurm.linux import wait_for
-from tests.slurm.runs import SAVED_EVERY, STEPS, Training
+from tests.slurm.runs import SAVED_EVERY, STEPS, WORDS, Training
 
 
 def preempt(training: Training) -> int:
     """Have a job of the higher partition want all nodes; give its id."""
     nodes = f"-N{len(training.cluster.nodes)}"
-    words = ("-p", "high", nodes, "--exclusive", "-o/dev/null", "--wrap", "srun true")
+    words = ("-p", "high", nodes, "--exclusive", "--wrap", "srun true")
     job = submit(training.cluster, *words)
     training.assert_inside()
     return job
@@ -101,7 +101,7 @@ def test_cancelled_it_saves_and_stays_away_until_submitted_again_which_a_living_
 ) -> None:
     job = training.submit()
     training.wait_for_step()
-    second = training.type("train", "experiment=tiny_smoke", "cluster=slurm")
+    second = training.type("train", *WORDS)
     training.cluster.run("scancel", str(job))
     training.assert_inside()
     assert second.returncode == 2

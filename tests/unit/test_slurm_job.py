@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.slurm.call import is_busy
 from launcher.slurm.job import port_of
-from launcher.slurm.journal import append_line, newest_job, read_journal
+from launcher.slurm.journal import append_line, count_in_vain, is_superseded, newest_job, read_journal
 from launcher.slurm.living import choose_nodes
 from launcher.slurm.successor import find_waiting, replace_dependency
 
@@ -69,3 +70,47 @@ def test_the_next_job_of_a_chain_is_known_until_it_is_called_off() -> None:
     assert find_waiting(lines, "1") == "2"
     assert find_waiting(lines, "2") is None
     assert find_waiting([*lines, {"event": "called_off", "job": "2"}], "1") is None
+
+
+def began(job: str, restart: int = 0) -> dict[str, object]:
+    return {"event": "started", "job": job, "restart": restart}
+
+
+@pytest.mark.parametrize(
+    ("later", "is_so"),
+    [
+        ([], False),
+        ([began("1", 0)], False),
+        ([began("1", 1)], True),
+        ([{"event": "next", "job": "2"}], False),
+        ([{"event": "next", "job": "2"}, began("2")], True),
+        # The other begins once more although it is the older one.
+        ([{"event": "next", "job": "2"}, began("2"), began("1", 0)], True),
+    ],
+)
+def test_a_script_knows_that_slurm_has_begun_its_run_anew_elsewhere(
+    later: list[dict[str, object]], is_so: bool
+) -> None:
+    lines = [{"event": "submitted", "job": "1"}, began("1"), *later]
+    assert is_superseded(lines, "1", 0) is is_so
+
+
+def test_the_newer_start_is_not_superseded_by_an_older_script_that_begins_once_more() -> None:
+    lines = [{"event": "submitted", "job": "1"}, began("1"), began("1", 1), began("1", 0)]
+    assert not is_superseded(lines, "1", 1)
+    chain = [{"event": "submitted", "job": "1"}, {"event": "next", "job": "2"}, began("2"), began("1")]
+    assert not is_superseded(chain, "2", 0)
+
+
+def test_starts_that_slurm_did_not_let_begin_are_counted_from_the_last() -> None:
+    ends = [{"event": "ended", "away": away} for away in (True, False, True, True)]
+    assert count_in_vain([]) == 0
+    assert count_in_vain(ends) == 2
+    assert count_in_vain(ends[2:]) == 2
+
+
+def test_a_step_that_is_refused_because_the_last_one_is_not_known_to_have_ended_may_be_tried_again() -> None:
+    assert is_busy("srun: error: Unable to create step for job 124: Memory required by task is not available")
+    assert not is_busy(
+        "srun: error: Unable to create step for job 124: More processors requested than permitted"
+    )
