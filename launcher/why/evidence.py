@@ -104,6 +104,16 @@ def newest_start(lines: Sequence[str]) -> Sequence[str]:
     return lines[marks[-1] :] if marks else lines
 
 
+def leave_out_followers(lines: Sequence[str]) -> Sequence[str]:
+    """Leave out of torchrun's report the processes that failed after the first, or that it killed itself."""
+    try:
+        first = lines.index("Failures:")
+        root = next(place for place in range(first, len(lines)) if "Root Cause" in lines[place])
+    except (ValueError, StopIteration):
+        return lines
+    return [*lines[:first], *lines[root:]]
+
+
 def find_failing(outcome: dict[str, Any], facts: Sequence[Fact]) -> Failing | None:
     """Find the rank that failed first: torchrun and srun saw processes end, outcome.json is its own word.
 
@@ -179,7 +189,7 @@ def _read_outcome(run: RunFacts) -> list[Fact]:
 
 
 def _read_log(source: str, path: Path, rank: int | None = None) -> list[Fact]:
-    lines = newest_start(read_tail(path, _LINES))
+    lines = leave_out_followers(newest_start(read_tail(path, _LINES)))
     return [Fact(source=source, text=line, where=path.name, rank=rank) for line in lines if line.strip()]
 
 

@@ -8,7 +8,7 @@ import pytest
 from launcher.__main__ import main
 from launcher.troubleshooting import write_page
 from launcher.why.catalogue import Cause, Sign, read_catalogue
-from launcher.why.evidence import find_failing, gather, newest_start
+from launcher.why.evidence import find_failing, gather, leave_out_followers, newest_start
 from launcher.why.match import Fact, rank_causes
 from launcher.why.sacct import last_start, read_controller, read_rows, say_row
 from launcher.why.starts import list_starts
@@ -73,6 +73,13 @@ def test_the_last_start_alone_counts_in_a_log_that_goes_on() -> None:
     assert newest_start([*old, *new]) == new
     assert newest_start(["x", "metier job: start 2 of job 7 on n", "y"])[1:] == ["y"]
     assert newest_start(["without", "marks"]) == ["without", "marks"]
+
+
+def test_what_torchrun_killed_after_the_first_failure_is_no_sign() -> None:
+    report = ["before", "Failures:", "Signal 9 (SIGKILL)", "---", "Root Cause (first observed failure):", "x"]
+    assert leave_out_followers(report) == ["before", *report[4:]]
+    assert leave_out_followers(report[:3]) == report[:3]
+    assert leave_out_followers(["nothing"]) == ["nothing"]
 
 
 def test_a_rank_that_was_killed_is_named_before_the_one_that_only_lost_it() -> None:

@@ -178,7 +178,7 @@ def memory_exhausted(work: Work) -> None:
 
 
 def open_files(work: Work) -> None:
-    work.metier("train", *TWO, before=("prlimit", "--nofile=40"))
+    work.metier("train", *TWO, before=("prlimit", "--nofile=24"))
 
 
 def threads_limit(work: Work) -> None:

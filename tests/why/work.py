@@ -164,7 +164,7 @@ def record(work: Work, case: Path) -> None:
     ]
     files += [work.folder / "sacct.txt", work.folder / "squeue.txt"]
     for path in files:
-        if not path.is_file() or path.name in {"samples.jsonl"}:
+        if not path.is_file() or path.name.startswith(("samples", "system_")):
             continue
         place = case / (path.relative_to(work.run) if path.is_relative_to(work.run) else path.name)
         content = scrub(shorten(path), names)

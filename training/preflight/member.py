@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from training.config.cluster import ClusterConfig
 from training.config.schema import RunConfig
@@ -54,7 +54,7 @@ class Subject:
     cluster: ClusterConfig
     run_directory: Path
     local_folder: Path
-    read: Mapping[str, Path]
+    read: Mapping[Literal["corpus", "model"], Path]
     """Corpus and model."""
 
     @classmethod
@@ -151,15 +151,11 @@ class Member:
     def _look_at_paths(self, looks: Looks) -> Iterator[PathFacts]:
         subject, label = self.subject, f"{self.node}-{self.ranks.rank}"
         node = self.ranks.rank // (subject.cluster.gpus_per_node or subject.cluster.processes_per_node)
-        tried = {"run directory": node < _TRIED_NODES, "local disk": True}
+        tried = node < _TRIED_NODES
+        run, local = subject.run_directory, subject.local_folder
         for what, folder, look in (
-            *(
-                (what, folder, partial(look_at_written, what, folder, label, tried[what]))
-                for what, folder in (
-                    ("run directory", subject.run_directory),
-                    ("local disk", subject.local_folder),
-                )
-            ),
+            ("run directory", run, partial(look_at_written, "run directory", run, label, tried)),
+            ("local disk", local, partial(look_at_written, "local disk", local, label)),
             *((what, folder, partial(look_at_read, what, folder)) for what, folder in subject.read.items()),
         ):
             found = looks.insist(what, look, _refusal(what, folder))
@@ -176,7 +172,7 @@ def _refusal(what: Any, folder: Path) -> Callable[[str], PathFacts]:
     return lambda reason: PathFacts(what=what, path=str(folder), error=reason)
 
 
-def _find_read(config: RunConfig) -> Iterator[tuple[str, Path]]:
+def _find_read(config: RunConfig) -> Iterator[tuple[Literal["corpus", "model"], Path]]:
     if config.name == UNNAMED:
         return
     if not is_url(config.data.path):
