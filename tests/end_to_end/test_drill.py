@@ -15,7 +15,7 @@ from launcher.tree import ConfigTree
 from tests.end_to_end.runs import environment, metier
 
 TREE = ConfigTree(None)
-SETTINGS = ("cluster.threads_per_process=1",)
+SETTINGS = ("steps=24", "cluster.threads_per_process=1")
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,8 @@ def test_a_continuation_that_sees_other_samples_is_not_safe(
 
     assert stage.damaged
     assert case.starts == 2
-    assert case.comparison.state is not None
-    line = say_verdict([case])
-    assert line.startswith(
-        "NOT safe: after notice the run is not proven to be the same, because samples_seen of"
+    assert None not in (case.comparison.samples, case.comparison.losses, case.comparison.state)
+    assert say_verdict([case]).startswith(
+        "NOT safe: after notice the run is not proven to be the same, because"
     )
-    assert case.left == ()
+    assert not [each for each in case.left if each.startswith(("process", "shared memory", "half-written"))]
