@@ -146,7 +146,7 @@ def _srun(config: RunConfig, layout: RunLayout) -> str:
 
 def _find_minutes(config: RunConfig) -> int:
     """Long enough for the look, and no longer than the run may ask for."""
-    asked = parse_time(config.cluster.slurm.time) // 60
+    asked = (parse_time(config.cluster.slurm.time) or 0) // 60
     wanted = _GRACE_MINUTES + -(-config.cluster.preflight.budget_seconds // 60)
     return min(asked, wanted) if asked else wanted
 

@@ -17,6 +17,15 @@ _STARTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """The undisturbed run."""
+
+    trace: Trace
+    left: tuple[str, ...]
+    """What it leaves as well, a library's cache for instance, is no trace of an interruption."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What became of one interrupted run."""
 
@@ -47,14 +56,15 @@ class Case:
         return f"{', '.join(self.left)} was left behind" if self.left else None
 
 
-def run_undisturbed(plan: Plan, stage: Stage, name: str, environ: Mapping[str, str]) -> Trace:
+def run_undisturbed(plan: Plan, stage: Stage, name: str, environ: Mapping[str, str]) -> Reference:
     """Train once without interruption."""
     stage.start(plan, name)
     _wait(plan, stage, name)
-    return read_trace(plan.layout(name), environ)
+    left = stage.find_left(plan, name)
+    return Reference(trace=read_trace(plan.layout(name), environ), left=left.found)
 
 
-def run_case(plan: Plan, stage: Stage, kind: Kind, expected: Trace, environ: Mapping[str, str]) -> Case:
+def run_case(plan: Plan, stage: Stage, kind: Kind, expected: Reference, environ: Mapping[str, str]) -> Case:
     """Train, interrupt, go on to the end, and compare with the undisturbed run.
 
     Raises:
@@ -78,8 +88,8 @@ def run_case(plan: Plan, stage: Stage, kind: Kind, expected: Trace, environ: Map
         starts=found.starts,
         redone=found.redone,
         seconds=time.monotonic() - began,
-        comparison=compare(expected, found),
-        left=(*left.found, *find_half_written(layout)),
+        comparison=compare(expected.trace, found),
+        left=(*(each for each in left.found if each not in expected.left), *find_half_written(layout)),
         unknown=left.unknown,
     )
 

@@ -97,11 +97,11 @@ class LocalStage:
     def _find_last_rank(self) -> tuple[int, int]:
         ranks = {}
         for pid in self._pids():
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                rank = next(word for word in variables if word.startswith(b"RANK="))
-                if b"training.worker" in words:
+                rank = next((word for word in variables if word.startswith(b"RANK=")), None)
+                if rank is not None and b"training.worker" in words:
                     ranks[int(rank.removeprefix(b"RANK="))] = pid
         if not ranks:
             raise ClusterError("no rank of the run was found on this machine; it has ended")

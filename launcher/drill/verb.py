@@ -84,9 +84,9 @@ def perform(plan: Plan, stage: Stage) -> tuple[str, list[Case]]:
     try:
         began = time.monotonic()
         expected = run_undisturbed(plan, stage, name, os.environ)
-        if (trouble := _find_trouble(expected)) is not None:
+        if (trouble := _find_trouble(expected.trace)) is not None:
             return f"NOT safe: undisturbed the run {trouble}; {stage.say_why(plan, name)}", []
-        _say(name, f"{len(expected.lines)} steps, {time.monotonic() - began:.0f} s")
+        _say(name, f"{len(expected.trace.lines)} steps, {time.monotonic() - began:.0f} s")
         for kind in plan.kinds:
             name = kind
             case = run_case(plan, stage, kind, expected, os.environ)

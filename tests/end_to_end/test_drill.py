@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.drill.cases import run_case, say_verdict
+from launcher.drill.cases import Reference, run_case, say_verdict
 from launcher.drill.local import LocalStage
 from launcher.drill.plan import Kind, Plan, plan_drill
 from launcher.drill.stage import Left
@@ -82,7 +82,7 @@ def test_a_continuation_that_sees_other_samples_is_not_safe(
     for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, environment()[name])
     plan = plan_drill(["kinds=notice", *SETTINGS], TREE)
-    expected = read_trace(plan.layout("undisturbed"), environment())
+    expected = Reference(trace=read_trace(plan.layout("undisturbed"), environment()), left=())
     stage = DamagingStage()
     try:
         case = run_case(plan, stage, "notice", expected, environment())

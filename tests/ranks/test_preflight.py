@@ -131,9 +131,10 @@ def test_a_node_held_back_and_one_whose_disk_is_full_are_named_and_excluded(tmp_
     full.mkdir()
     wrapper = tiny_disk(full)
     try:
-        lead, slow, last = nodes.start(0), nodes.start(1), nodes.start(2, *wrapper, **{_LOCAL: str(full)})
-        assert nodes.board().find("start", _SECONDS) is not None
+        lead, slow = nodes.start(0), nodes.start(1)
+        assert nodes.board().find("here/1", _SECONDS) == "node2"
         with held_back(slow):
+            last = nodes.start(2, *wrapper, **{_LOCAL: str(full)})  # only now they begin
             table, told, code = finish(lead)
         assert code == EXIT_EXCLUDE, told
         assert finish(slow)[2] == finish(last)[2] == 0

@@ -155,3 +155,25 @@ def test_a_rank_that_is_paused_again_and_again_is_named_by_all(tmp_path: Path) -
     first, second = on_ranks(2, measure_pace, layout.root)
     assert first == second
     assert (1, "node2", True) in first[1:]
+
+
+def find_timeouts() -> list[float]:
+    """Give the timeouts of the groups that DeepSpeed, torch and we found, in seconds."""
+    import deepspeed
+    import torch
+    import torch.distributed as dist
+    from deepspeed.utils import groups
+
+    from training.collectives import Council, join
+    from training.ranks import Ranks
+
+    device = torch.device("cpu")
+    join(Ranks.from_environ(os.environ), device=device, timeout_seconds=77)
+    deepspeed.init_distributed(dist_init_required=False)
+    found = [dist.group.WORLD, groups._clone_world_group(), dist.new_group(), Council.open()._group]
+    assert len({id(group) for group in found}) == 4
+    return [group._get_backend(device).options._timeout.total_seconds() for group in found if group]
+
+
+def test_every_group_has_the_runs_timeout_and_a_saves_council_has_its_day() -> None:
+    assert on_ranks(1, find_timeouts) == [[77.0, 77.0, 77.0, 86400.0]]

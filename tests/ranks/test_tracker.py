@@ -1,5 +1,6 @@
 """W&B behind its helper process: no server, a silent one, or a dead helper ever reaches the training."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -287,12 +288,35 @@ def test_a_killed_trainer_leaves_a_helper_that_sends_the_rest_and_ends(tmp_path:
     wait_until_gone(helper, timeout=20)
 
 
-def test_a_stop_notice_to_every_descendant_does_not_reach_the_helper(tmp_path: Path) -> None:
+def family_of(pid: int) -> list[int]:
+    """List a process and all its descendants, as proctrack/linuxproc does."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    family = [pid]
+    for member in family:
+        family += [child for child, parent in parents.items() if parent == member]
+    return family
+
+
+def test_a_stop_notice_to_every_descendant_does_not_reach_the_helper_and_costs_no_step(
+    tmp_path: Path,
+) -> None:
     layout = new_run(tmp_path, "offline")
     handle = start_tracker(layout)
+    notices = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    for number in notices:
+        os.kill(handle.pid, number)  # before its first line
     wait_for(layout.logs / "tracker.log", "is open (offline)")
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        os.kill(handle.pid, number)
+    family = family_of(handle.pid)
+    assert len(family) > 1, "W&B has a service of its own"
+    for pid in family:
+        for number in notices:
+            with contextlib.suppress(ProcessLookupError):  # a child of W&B's service, which ends by SIGTERM
+                os.kill(pid, number)
     write_steps(layout, 1, 3)
     handle.close(60)
     assert [step for _, step in read_offline_steps(layout)] == [1, 2, 3]

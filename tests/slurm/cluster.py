@@ -167,6 +167,10 @@ class Cluster:
         """Start slurmctld after ``stop_controller``."""
         self.ask("start-controller")
 
+    def restore(self) -> None:
+        """Bring back every host and daemon that was killed, cut off, stopped or slowed."""
+        self.ask("restore")
+
     def processes(self, *nodes: str) -> list[Process]:
         """Find what jobs started and what lives, on some nodes or on all."""
         return [

@@ -141,14 +141,19 @@ def strays(cluster: Cluster, *nodes: str) -> list[Process]:
 
 
 def clear(cluster: Cluster, seconds: float = 60) -> None:
-    """Cancel all jobs and wait until every node that is up is idle.
+    """Undo what was done to the hosts, cancel all jobs, and wait until every node is idle.
 
     Raises:
         FaultyClusterError: One is not.
     """
-    cluster.run("scancel", "--user", user_name(), check=False)
+    cluster.restore()
     deadline = time.monotonic() + seconds
-    while set(node_states(cluster).values()) != {"idle"}:
+    states: set[str] = set()
+    while states != {"idle"}:
         if time.monotonic() > deadline:
-            raise FaultyClusterError(f"not all nodes are idle after {seconds:g} s: {node_states(cluster)}")
-        time.sleep(0.2)
+            raise FaultyClusterError(f"not all nodes are idle after {seconds:g} s: {sorted(states)}")
+        # Asked again: a controller that has just started may not have heard the first time.
+        cluster.run("scancel", "--user", user_name(), check=False)
+        said = cluster.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).stdout
+        states = set(said.split())
+        time.sleep(0.1)

@@ -124,6 +124,23 @@ class Supervisor:
             kill(pids, signal.SIGCONT)
             enough.wait(period * (1 - stopped))
 
+    def _restore(self) -> None:
+        """Undo whatever was done to the hosts and has not been undone."""
+        for name in self._settings.node_names:
+            self._slow(name, 0)
+            pids = self._hosts.pids(name)
+            if not pids:
+                self._hosts.start(name, booted=True)
+                continue
+            kill(pids, signal.SIGCONT)
+            if self._settings.namespaces:
+                self._hosts.set_link(name, "up")
+            if not any(_is_slurmd(pid) for pid in pids):
+                self._hosts.start_slurmd(name)
+        kill(self._pids(LOGIN), signal.SIGCONT)
+        if self._daemons["slurmctld"].poll() is not None:
+            self.start_controller()
+
     def answer(self, request: dict[str, Any]) -> Any:
         """Do what a request asks."""
         name = request.get("name", "")
@@ -139,6 +156,7 @@ class Supervisor:
             "resume": lambda: kill(self._pids(name), signal.SIGCONT),
             "kill-slurmd": lambda: self._kill_slurmd(name),
             "start-slurmd": lambda: self._hosts.start_slurmd(name),
+            "restore": self._restore,
             "stop-controller": lambda: self.stop_controller(request["number"]),
             "start-controller": self.start_controller,
             "first": lambda: next(iter(self._hosts.pids(name)), None),

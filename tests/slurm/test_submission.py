@@ -62,11 +62,11 @@ def test_a_sweep_is_one_array_whose_tasks_run_some_at_a_time_and_fail_alone(
     cluster: Cluster, work: Path
 ) -> None:
     # What grows without bound is no number after a step: no other start could help.
-    rates = "optimizer.learning_rate=3e-3,1e30,1e-3"
+    rates = "optimizer.learning_rate=0.003,1e30,0.001"
     sweep = (*SMALL, rates, "loop.max_steps=4", "loop.max_skipped_in_a_row=1", "cluster.slurm.array_limit=2")
     said = metier(cluster, work, "train", "-m", *sweep)
     rows = dict(reversed(line.split()) for line in said.splitlines()[1:4])
-    names = [f"tiny_smoke,learning_rate={rate}" for rate in ("3e-3", "1e30", "1e-3")]
+    names = [f"tiny_smoke,learning_rate={rate}" for rate in ("0.003", "1e+30", "0.001")]
     array = rows[names[0]].partition("_")[0]
     assert rows == {name: f"{array}_{task}" for task, name in enumerate(names)}
 

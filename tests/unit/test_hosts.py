@@ -1,16 +1,20 @@
 """Hosts without a scheduler: who is who, and one run for all of them."""
 
+import json
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launcher import local
 from launcher.arguments import parse_arguments
 from launcher.compose import compose_run
 from launcher.hosts import ALONE, Share, check_cluster, find_share, is_this_host, join_run
-from launcher.run_directory import freeze_run
+from launcher.local import Ending
+from launcher.run_directory import find_layout, freeze_run
 from launcher.tree import ConfigTree
 from training.config.cluster import ClusterConfig
 from training.config.freeze import check_config
@@ -133,3 +137,59 @@ def test_a_head_that_does_not_come_is_named(three: RunConfig, tmp_path: Path) ->
     hasty = three.model_copy(update={"cluster": of(three.cluster, timeout_seconds=1)})
     with pytest.raises(ClusterError, match=r"did not appear within 1 s; start the same command on node1"):
         join_run(in_folder(hasty, tmp_path))
+
+
+def start_with(
+    script: str, config: RunConfig, share: Share, patch: pytest.MonkeyPatch, tmp_path: Path
+) -> Ending:
+    """Start a host's share where Python is a shell script that plays torchrun."""
+    program = tmp_path / "torchrun"
+    program.write_text(f"#!/bin/sh\ncd {find_layout(config).root}\n{script}\n")
+    program.chmod(0o755)
+    patch.setattr(sys, "executable", str(program))
+    patch.setattr(local, "_OUTCOME_SECONDS_AFTER_FAILURE", 0.2)
+    return local.train_here(config, find_layout(config), share)
+
+
+GONE = "it is gone; the same command goes on"
+LOST = json.dumps(
+    {"state": "FAILED", "step": None, "error_class": "PeerLostError", "rank": 1, "message": GONE}
+)
+OTHERS = Share(is_head=False, node_rank=1)
+
+
+def test_every_host_says_what_the_one_outcome_says_and_that_the_command_is_for_every_host(
+    three: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = in_folder(three, tmp_path)
+    layout = freeze_run(config)
+    layout.outcome.write_text('{"state": "COMPLETED", "step": 1}')
+    tell = f"echo '{LOST}' > new; mv new outcome.json; exit 1"
+    ending = start_with(tell, config, OTHERS, monkeypatch, tmp_path)
+    assert (ending.exit_code, ending.state) == (1, "FAILED")
+    assert "it is gone; the same command on every host goes on; the traceback is in" in ending.line
+
+
+def test_the_head_alone_removes_the_outcome_of_the_last_start_and_nobody_takes_it_for_this_ones(
+    three: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = in_folder(three, tmp_path)
+    layout = freeze_run(config)
+    for share, is_kept in ((OTHERS, True), (Share(is_head=True, node_rank=0), False)):
+        layout.outcome.write_text('{"state": "COMPLETED", "step": 1}')
+        ending = start_with("exit 1", config, share, monkeypatch, tmp_path)
+        assert ending.line.startswith(
+            "the 3 hosts did not begin (torchrun ended with 1); see that all of them"
+        )
+        assert layout.outcome.exists() is is_kept
+
+
+def test_where_the_ranks_had_begun_a_process_was_killed(
+    three: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = in_folder(three, tmp_path)
+    freeze_run(config)
+    claim = "mkdir incarnations; echo '{}' > incarnations/000001.json; exit 1"
+    ending = start_with(claim, config, OTHERS, monkeypatch, tmp_path)
+    assert ending.line.startswith("a process was killed (torchrun ended with 1)")
+    assert ending.line.endswith("the same command on every host goes on from the last checkpoint")

@@ -131,6 +131,12 @@ def test_a_node_that_never_answered_is_excluded() -> None:
     assert say(findings[0], verdict) == "node2: answer none, rank 1 did not come within 21 s; excluded"
 
 
+def test_where_most_nodes_are_missing_nobody_is_excluded() -> None:
+    silent = {f"node{number}": "did not come" for number in (2, 3)}
+    facts = make_facts(make_rank(0), silent=silent, nodes=("node1", "node2", "node3"))
+    assert decide(judge(facts, CONFIG), CONFIG).kind == "stop"
+
+
 def test_what_is_wrong_on_every_node_stops_since_excluding_would_leave_none() -> None:
     facts = make_facts(*(make_rank(number, **full("run directory")) for number in range(3)))
     assert decide(judge(facts, CONFIG), CONFIG).kind == "stop"

@@ -9,19 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.__main__ import main
 from launcher.scaling.collect import Job, build_tables, look_at
-from launcher.scaling.compose import compose_experiment
 from launcher.scaling.figures import Row, Size, build_rows, compare, find_knee, split_step
 from launcher.scaling.journal import Speed, choose_lines, find_speed, read_journal
 from launcher.scaling.page import build_page
 from launcher.scaling.record import Attempt, Experiment, ScaleLayout, read_experiment, write_experiment
-from launcher.scaling.sizes import plan_pieces, read_words
 from launcher.scaling.words import say_knee, say_table, say_trouble
-from launcher.tree import ConfigTree
 from training.errors import ConfigError
-
-TREE = ConfigTree(None)
 
 
 def step(number: int, seconds: float, tokens: int = 100, **more: object) -> dict[str, Any]:
@@ -205,70 +199,6 @@ def test_the_knee_is_the_last_size_before_the_first_that_is_not_worth_it(
 ) -> None:
     found = find_knee(rows_of(*efficiencies), 0.8)
     assert (found.size if found else None) == knee
-
-
-def test_sizes_are_interleaved_over_repeats_and_one_run_serves_both_ways_where_the_batch_is_the_same() -> (
-    None
-):
-    asked = read_words(["experiment=tiny_smoke", "processes=2,1", "mode=both", "repeats=2"])
-    pieces = plan_pieces(asked, "mine")
-
-    assert [(piece.size, piece.factor, piece.repeat) for piece in pieces] == [
-        (1, 1, 1), (2, 1, 1), (2, 2, 1), (1, 1, 2), (2, 1, 2), (2, 2, 2),
-    ]  # fmt: skip
-    assert [piece.modes for piece in pieces[:3]] == [("strong", "weak"), ("strong",), ("weak",)]
-    assert len({piece.name for piece in pieces}) == len(pieces)
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["experiment=tiny_smoke"], "say what grows"),
-        (["nodes=1,2", "processes=1"], "both were given"),
-        (["nodes=1,x"], "nodes=x: wanted a whole number"),
-        (["processes=2,2"], "a size is there twice"),
-        (["processes=1", "mode=fast"], "mode=fast: wanted strong, weak, both"),
-        (["processes=1", "steps=0"], "steps=0: wanted a whole number, 1 or more"),
-        (["processes=1", "knee=2"], "knee=2: wanted a fraction"),
-        (["nodes=1,2", "experiment=tiny_smoke"], "nodes=... needs machines"),
-    ],
-)
-def test_what_cannot_be_asked_is_refused_in_one_line(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["scale", *words]) == 2
-    said = capsys.readouterr().err
-    assert told in said
-    assert said.count("\n") == 1
-
-
-def test_strong_keeps_the_batch_weak_keeps_it_per_device_and_threads_are_the_same_at_every_size(
-    tmp_path: Path,
-) -> None:
-    words = ["experiment=tiny_smoke", "processes=1,2", "mode=both", "steps=3", "warmup=2"]
-    found = compose_experiment(read_words([*words, f"run_root={tmp_path}"]), TREE)
-
-    batches = {name: run.config.batch.global_batch_size for name, run in found.runs.items()}
-    assert batches == {
-        "tiny_smoke.scale-strong-p1-r1": 2,
-        "tiny_smoke.scale-strong-p2-r1": 2,
-        "tiny_smoke.scale-weak-p2-r1": 4,
-    }
-    configs = [run.config for run in found.runs.values()]
-    assert {config.loop.max_steps for config in configs} == {5}
-    assert len({config.cluster.threads_per_process for config in configs}) == 1
-    assert {config.tracker.group for config in configs} == {"tiny_smoke.scale"}
-    assert all(config.loop.checkpoint_every_steps > 5 for config in configs)
-
-
-def test_a_size_that_cannot_be_leaves_the_others_standing(tmp_path: Path) -> None:
-    words = ["experiment=tiny_smoke", "processes=1,3", f"run_root={tmp_path}"]
-    found = compose_experiment(read_words(words), TREE).experiment
-
-    assert [each.refused is None for each in found.attempts] == [True, False]
-    assert "not a multiple" in (found.attempts[1].refused or "")
-    with pytest.raises(ConfigError, match="none of the sizes can be trained"):
-        compose_experiment(read_words([*words[:1], "processes=3", words[2]]), TREE)
 
 
 def test_an_experiment_reads_as_it_was_written(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from training.metrics.tracker import DRAIN_SECONDS, FOLLOW, kill_group
 INIT_TIMEOUT_SECONDS = 60.0
 FIRST_RETRY_SECONDS = 15.0
 LONGEST_RETRY_SECONDS = 300.0
+MOST_RESTARTS = 3
 NICENESS = 15
 ID_LETTERS = string.ascii_lowercase + string.digits
 ID_LENGTH = 8
@@ -71,6 +72,13 @@ def follow_run(layout: RunLayout, *, follow: bool, attempt: int, mode: str | Non
         with wait_for_turn(layout):
             settings = read_settings(layout)
             send_journal(layout, replace(settings, mode=mode or settings.mode), ended)
+    except ConnectionError as error:
+        # W&B's service, another process, unblocks SIGTERM and ends by it. Only proctrack/linuxproc sends it
+        # that far, and it means that the training is about to end: there is no time to wait.
+        _say(f"W&B's service is gone ({_first_line(error)}); starting it again")
+        if attempt < MOST_RESTARTS:
+            _start_afresh(layout, attempt + 1)
+        return 1
     except HOPELESS as error:
         _say(f"W&B refused: {_first_line(error)}; metrics.jsonl has everything")
         return 1
@@ -247,7 +255,9 @@ def _watch_trainer(ended: threading.Event, trainer: int) -> None:
 
 
 def _start_afresh(layout: RunLayout, attempt: int) -> None:
-    # W&B's service may be beyond repair after a failure: the same process number, a new program.
+    # W&B's service may be beyond repair after a failure: the same process number, a new program, which must
+    # not look for the service of the old one.
+    os.environ.pop("WANDB_SERVICE", None)
     arguments = [sys.executable, "-m", "training.metrics.tracker", str(layout.root), FOLLOW, str(attempt)]
     os.execv(sys.executable, arguments)  # noqa: S606
 

@@ -10,7 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistError, PrefixStore, TCPStore
+from torch.distributed import (  # type: ignore[attr-defined]
+    DistError,
+    PrefixStore,
+    TCPStore,
+)
 
 from training.errors import ClusterError, first_line
 from training.preflight.nodes import expand_nodes

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from training.config.cluster import PreflightConfig
 from training.verdict import Finding, Verdict
 
+_SUMMED = 4
+
 
 def decide(findings: Sequence[Finding], config: PreflightConfig) -> Verdict:
     """Say what is to be done; with mode=off, where only a person asks, as with exclude."""
@@ -20,4 +22,6 @@ def decide(findings: Sequence[Finding], config: PreflightConfig) -> Verdict:
 
 
 def _sum_up(findings: Sequence[Finding]) -> str:
-    return "; ".join(dict.fromkeys(f"{finding.node}: {finding.what} {finding.value}" for finding in findings))
+    lines = [f"{finding.node}: {finding.what} {finding.value}" for finding in findings]
+    more = f" and {len(lines) - _SUMMED} more" if len(lines) > _SUMMED else ""
+    return "; ".join(lines[:_SUMMED]) + more

@@ -13,26 +13,30 @@ _MOST_BLOCKS = 32
 _MOST_SECONDS = 3.0
 
 
-def look_at_written(what: Literal["run directory", "local disk"], folder: Path, label: str) -> PathFacts:
+def look_at_written(
+    what: Literal["run directory", "local disk"], folder: Path, label: str, timed: bool = True
+) -> PathFacts:
     """Write a file of up to 32 MiB, fsync, read it again past the page cache, remove it.
 
     Args:
         what: The folder's part in a run.
         folder: Made when it is missing.
         label: Tells this node's file from those of others in the same folder.
+        timed: Else a single MiB is written, only to see that it can be.
     """
     path = folder / f".preflight-{label}-{os.getpid()}"
     free: int | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = free_bytes(folder)
-        written, write_mbps = _write(path)
+        written, write_mbps = _write(path, _MOST_BLOCKS if timed else 1)
+        read_mbps = _read(path, written)
         return PathFacts(
             what=what,
             path=str(folder),
             free_bytes=free,
-            write_mbps=write_mbps,
-            read_mbps=_read(path, written),
+            write_mbps=write_mbps if timed else None,
+            read_mbps=read_mbps if timed else None,
         )
     except OSError as error:
         return PathFacts(what=what, path=str(folder), free_bytes=free, error=error.strerror or str(error))
@@ -60,12 +64,12 @@ def free_bytes(folder: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def _write(path: Path) -> tuple[int, float]:
+def _write(path: Path, blocks: int) -> tuple[int, float]:
     block = os.urandom(_BLOCK_BYTES)  # a disk that compresses would be too fast with zeros
     began, written = time.perf_counter(), 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        for _ in range(_MOST_BLOCKS):
+        for _ in range(blocks):
             written += os.write(descriptor, block)
             if time.perf_counter() - began > _MOST_SECONDS:
                 break

@@ -65,8 +65,11 @@ def _doubt(findings: Sequence[Finding], nodes: Sequence[str]) -> Iterator[Findin
 
 
 def _silent(facts: Facts) -> Iterator[Finding]:
+    # Where most are missing it is the one who is left that cannot be reached.
+    most = 2 * len(facts.silent) > len(facts.nodes)
     for node, when in facts.silent.items():
-        yield bad(node, "answer", "none", when)
+        finding = bad(node, "answer", "none", when)
+        yield finding.model_copy(update={"excluding_helps": False}) if most else finding
 
 
 def _unequal_versions(hosts: Mapping[str, HostFacts]) -> Iterator[Finding]:

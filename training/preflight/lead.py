@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from training.layout import RunLayout
 from training.preflight.decide import decide
@@ -91,7 +91,7 @@ class Lead:
         known = self._collect(HERE, range(len(self._nodes)), clock.left(ARRIVE))
         for rank in range(len(self._nodes)):
             if rank in known:
-                self._nodes[rank] = known[rank]
+                self._nodes[rank] = str(known[rank])
             else:
                 self._note_silence(rank, f"did not come within {clock.spent():.0f} s")
         present = sorted(known)
@@ -147,7 +147,7 @@ class Lead:
             for facts in network
         ]
 
-    def _collect(self, name: str, ranks: "range | list[int]", seconds: float) -> dict[int, object]:
+    def _collect(self, name: str, ranks: "range | list[int]", seconds: float) -> dict[int, Any]:
         names = {f"{name}/{rank}": rank for rank in ranks}
         return {names[key]: value for key, value in self._board.collect(list(names), seconds).items()}
 

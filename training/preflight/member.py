@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from training.config.cluster import ClusterConfig
 from training.config.schema import RunConfig
@@ -27,10 +27,10 @@ from training.preflight.host import (
     find_versions,
     measure_memory_copy,
 )
-from training.preflight.looks import ARRIVE, LOOK, MEET, PAIR, Clock, Looks
+from training.preflight.looks import LOOK, MEET, PAIR, Clock, Looks
 from training.preflight.network import FIRST_ROUNDS, Meeting, Roll, plan_tournament
 from training.preflight.nodes import find_node
-from training.preflight.nvml import count_gpus, describe_absence, find_driver, load_nvml
+from training.preflight.nvml import count_gpus, find_driver, load_nvml
 from training.ranks import Ranks
 from training.verdict import UNNAMED
 
@@ -40,6 +40,12 @@ START, ROLL, PAIRS, DONE = "start", "roll", "pairs", "done"
 HERE, FACTS, NETWORK, LINKS, BYE = "here", "facts", "network", "links", "bye"
 """Each rank's; its number follows."""
 
+_PATIENCE = 2
+"""Budgets that a rank waits for the lead to come up."""
+
+_TRIED_NODES = 8
+"""So many nodes measure the shared disk at the same time; the others only see that they can write there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
@@ -48,7 +54,7 @@ class Subject:
     cluster: ClusterConfig
     run_directory: Path
     local_folder: Path
-    read: Mapping[str, Path]
+    read: Mapping[Literal["corpus", "model"], Path]
     """Corpus and model."""
 
     @classmethod
@@ -73,8 +79,10 @@ class Member:
             ClusterError: It cannot be reached.
         """
         self.subject, self.ranks, self.node = subject, ranks, find_node(environ)
-        self.clock = Clock(subject.cluster.preflight.budget_seconds)
-        self._store: TCPStore = open_store(environ, ranks, self.clock.left(ARRIVE))
+        budget = subject.cluster.preflight.budget_seconds
+        # The lead may have been the last to import all it needs.
+        self._store: TCPStore = open_store(environ, ranks, _PATIENCE * budget)
+        self.clock = Clock(budget)
         self._prefix = find_prefix(environ)
         self.board = Board(self._store, self._prefix)
         self._meeting: Meeting | None = None
@@ -142,14 +150,12 @@ class Member:
 
     def _look_at_paths(self, looks: Looks) -> Iterator[PathFacts]:
         subject, label = self.subject, f"{self.node}-{self.ranks.rank}"
+        node = self.ranks.rank // (subject.cluster.gpus_per_node or subject.cluster.processes_per_node)
+        tried = node < _TRIED_NODES
+        run, local = subject.run_directory, subject.local_folder
         for what, folder, look in (
-            *(
-                (what, folder, partial(look_at_written, what, folder, label))
-                for what, folder in (
-                    ("run directory", subject.run_directory),
-                    ("local disk", subject.local_folder),
-                )
-            ),
+            ("run directory", run, partial(look_at_written, "run directory", run, label, tried)),
+            ("local disk", local, partial(look_at_written, "local disk", local, label)),
             *((what, folder, partial(look_at_read, what, folder)) for what, folder in subject.read.items()),
         ):
             found = looks.insist(what, look, _refusal(what, folder))
@@ -166,7 +172,7 @@ def _refusal(what: Any, folder: Path) -> Callable[[str], PathFacts]:
     return lambda reason: PathFacts(what=what, path=str(folder), error=reason)
 
 
-def _find_read(config: RunConfig) -> Iterator[tuple[str, Path]]:
+def _find_read(config: RunConfig) -> Iterator[tuple[Literal["corpus", "model"], Path]]:
     if config.name == UNNAMED:
         return
     if not is_url(config.data.path):
@@ -181,8 +187,5 @@ def _find_read(config: RunConfig) -> Iterator[tuple[str, Path]]:
 
 
 def _ask_nvml() -> tuple[int, str]:
-    try:
-        nvml = load_nvml()
-    except Exception as error:
-        raise RuntimeError(describe_absence(error)) from error
+    nvml = load_nvml()
     return count_gpus(nvml), find_driver(nvml)

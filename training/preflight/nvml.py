@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from training.errors import first_line
+from training.errors import ClusterError
 from training.preflight.facts import GpuHealth
 
 # nvml.h, nvmlClocksEventReasons; idling, an application's own clocks and the power cap are daily business.
@@ -21,10 +21,13 @@ def load_nvml() -> Any:
     """Import pynvml and open NVML.
 
     Raises:
-        ImportError: The package is not installed.
+        ClusterError: The package is not installed.
         Exception: There is no driver; a class of pynvml's.
     """
-    nvml = importlib.import_module("pynvml")
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        raise ClusterError("nvidia-ml-py is not installed; pip install 'metier[gpu]'") from None
     nvml.nvmlInit()
     return nvml
 
@@ -98,10 +101,3 @@ class GpuWatch:
                 # Raises a timeout when there is no further event.
                 xids.append(int(self._nvml.nvmlEventSetWait(self._events, 1).eventData))
         return xids
-
-
-def describe_absence(error: Exception) -> str:
-    """Say why NVML cannot be asked."""
-    if isinstance(error, ImportError):
-        return "the package nvidia-ml-py is not installed (pip install 'metier[gpu]')"
-    return first_line(error)

@@ -59,7 +59,7 @@ def _disk(host: HostFacts, what: str) -> str:
     if path is None:
         return "-"
     if path.write_mbps is None:
-        return path.error or "-"
+        return path.error or "works"
     return f"{path.write_mbps:,.0f} / {path.read_mbps or 0:,.0f} MB/s"
 
 
@@ -90,11 +90,20 @@ def _below(facts: Facts, report: Report) -> list[str]:
             f"all-reduce over {ranks} ranks: {max(latencies) * 1e6:,.0f} us, {min(buses):.2f} GB/s of bus "
             "bandwidth"
         )
-    lines += [f"not looked at: {line}" for line in report.undone]
+    lines += _say_undone(report.undone)
     verdict = report.verdict
     names = f" {', '.join(verdict.nodes)}" if verdict.nodes else ""
     lines.append(f"verdict: {verdict.kind}{names}, after {report.seconds:.1f} s")
     return lines
+
+
+def _say_undone(undone: Sequence[str]) -> list[str]:
+    """One line for what was left out for the same reason on several nodes."""
+    nodes: dict[str, list[str]] = {}
+    for line in undone:
+        node, _, reason = line.partition(": ")
+        nodes.setdefault(reason, []).append(node)
+    return [f"not looked at on {', '.join(names)}: {reason}" for reason, names in nodes.items()]
 
 
 def _give(value: float | None, form: str) -> str:

@@ -109,7 +109,6 @@ class BeatingPulse:
         self._closed = True
         self._wake.set()
         self._thread.join(timeout=2.0)
-        faulthandler.cancel_dump_traceback_later()
         faulthandler.unregister(DUMP_SIGNAL)
 
     def _run(self) -> None:
@@ -121,6 +120,9 @@ class BeatingPulse:
             time.sleep(_LEAST_GAP_SECONDS * self._every)
             self._wake.wait(self._every * (1 - _LEAST_GAP_SECONDS))
             self._wake.clear()
+        faulthandler.cancel_dump_traceback_later()
+        if self._closed and not self._is_fenced():
+            write_heart(self._layout.heart(self._ranks.rank), self._beat())
 
     def _is_fenced(self) -> bool:
         return self._incarnation is not None and is_fenced(self._layout.incarnations, self._incarnation)
