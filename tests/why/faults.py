@@ -166,9 +166,9 @@ def permission_denied(work: Work) -> None:
 
 
 def quota_exceeded(work: Work) -> None:
-    # Every sync of a file says what a quota says: a checkpoint cannot be made durable.
+    # Every sync of a file says what a quota says: the run cannot even be begun.
     strace = ("strace", "-f", "-qq", "-o", "/dev/null", "--seccomp-bpf", "-e", "trace=fsync")
-    inject = ("-e", "inject=fsync:error=EDQUOT:when=12+")
+    inject = ("-e", "inject=fsync:error=EDQUOT:when=1+")
     work.metier("train", *TWO, before=(*strace, *inject))
 
 
@@ -234,8 +234,8 @@ def wandb_unreachable(work: Work) -> None:
 
 
 def checkpoint_missing(work: Work) -> None:
-    work.metier("train", *TWO, "loop.max_steps=1")
-    shutil.rmtree(work.run / "checkpoints")
+    work.take_run()
+    shutil.rmtree(work.run / "checkpoints", ignore_errors=True)
     work.metier("export", "name=mine")
 
 
