@@ -57,7 +57,14 @@ def test_with_a_spare_node_the_job_survives_a_dead_one(training: Training, whole
     training.assert_same_as(whole, lost=SAVED_EVERY)
 
 
-@pytest.mark.parametrize("fault", ["cut off for 30 s", "cut off for ever", "slurmd killed"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "cut off for ever",
+        pytest.param("cut off for 30 s", marks=pytest.mark.slurm_long),
+        pytest.param("slurmd killed", marks=pytest.mark.slurm_long),
+    ],
+)
 def test_what_lives_on_where_slurm_cannot_see_it_is_fenced_and_none_of_it_comes_into_the_run(
     fault: str, training: Training, whole: Path
 ) -> None:
