@@ -32,7 +32,15 @@ from tests.end_to_end.runs import link_prepared, succeed
 from tests.lives import MARK, marked, temporary_folder
 from training.metrics.lines import read_lines
 
-TIMES = {"time", "incarnation", "tokens_per_second", "tokens_per_second_per_gpu", "memory_peak_bytes"}
+TIMES = {
+    "time",
+    "incarnation",
+    "tokens_per_second",
+    "tokens_per_second_per_gpu",
+    "memory_peak_bytes",
+    "slowest_rank",
+    "slowest_rank_factor",
+}
 DISK_BYTES = 96 << 20
 PATIENCE_SECONDS = 10
 CACHE = "torchinductor"

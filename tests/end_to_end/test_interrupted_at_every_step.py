@@ -32,7 +32,15 @@ COMMAND = (
 )
 DEATHS: tuple[Death, ...] = ("one rank", "all ranks", "evaluation", "stop signal")
 REDONE = "metrics.redone.jsonl"
-TIMES = {"time", "incarnation", "tokens_per_second", "tokens_per_second_per_gpu", "memory_peak_bytes"}
+TIMES = {
+    "time",
+    "incarnation",
+    "tokens_per_second",
+    "tokens_per_second_per_gpu",
+    "memory_peak_bytes",
+    "slowest_rank",
+    "slowest_rank_factor",
+}
 
 
 def numbers(path: Path) -> list[dict[str, Any]]:

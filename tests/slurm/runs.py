@@ -154,9 +154,11 @@ class Training:
         """
         lines = self.lines()
         steps = [line["step"] for line in lines]
+        assert steps == sorted(set(steps))
         assert gaps or steps == list(range(1, STEPS + 1))
-        wanted = [numbers(line) for line in read_lines(whole / "metrics.jsonl") if line["step"] in steps]
-        assert [numbers(line) for line in lines] == wanted
+        wanted = {line["step"]: numbers(line) for line in read_lines(whole / "metrics.jsonl")}
+        found = {line["step"]: numbers(line) for line in lines}
+        assert [(found[step], wanted[step]) for step in steps if found[step] != wanted[step]] == []
         assert state_of(self.run, STEPS) == state_of(whole, STEPS)
         assert len(self.redone()) <= lost, f"steps done twice: {sorted(self.redone())}"
         assert json.loads((self.run / "outcome.json").read_text())["state"] == "COMPLETED"

@@ -57,7 +57,14 @@ def test_with_a_spare_node_the_job_survives_a_dead_one(training: Training, whole
     training.assert_same_as(whole, lost=SAVED_EVERY)
 
 
-@pytest.mark.parametrize("fault", ["cut off for 30 s", "cut off for ever", "slurmd killed"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "cut_off_for_ever",
+        pytest.param("cut_off_for_30_s", marks=pytest.mark.slurm_long),
+        pytest.param("slurmd_killed", marks=pytest.mark.slurm_long),
+    ],
+)
 def test_what_lives_on_where_slurm_cannot_see_it_is_fenced_and_none_of_it_comes_into_the_run(
     fault: str, training: Training, whole: Path
 ) -> None:
@@ -67,24 +74,24 @@ def test_what_lives_on_where_slurm_cannot_see_it_is_fenced_and_none_of_it_comes_
     victim = nodes_of(training, job)[0]
     # So slowly that the old ranks are still at it when the new ones begin.
     cluster.slow(victim, 0.9)
-    if fault == "slurmd killed":
+    if fault == "slurmd_killed":
         cluster.kill_slurmd(victim)
     else:
         cluster.cut(victim)
     training.assert_inside()
     wait_for(lambda: len(training.journal("started")) == 2, 60, "a second start", pause=0.1)
     assert cluster.processes(victim), "the old ranks did not outlive the fault"
-    if fault == "cut off for 30 s":
+    if fault == "cut_off_for_30_s":
         cluster.heal(victim)
     assert training.finish().restarts == 1
     assert [line["nodes"] for line in training.journal("started")] != [[victim], [victim]]
     cluster.slow(victim, 0)
     assert training.lines()[-1]["step"] == STEPS
-    if fault == "cut off for ever":
+    if fault == "cut_off_for_ever":
         wait_for(lambda: not living(training, victim), 90, "the old ranks' end by themselves", pause=0.2)
         assert "has taken over" in (training.run / "logs/rank_0.log").read_text()
         cluster.heal(victim)
-    if fault == "slurmd killed":
+    if fault == "slurmd_killed":
         cluster.start_slurmd(victim)
     training.assert_same_as(whole, lost=STEPS)
 
