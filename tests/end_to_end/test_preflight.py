@@ -5,37 +5,38 @@ import os
 from pathlib import Path
 
 from tests.end_to_end.runs import metier
+from training.verdict import EXIT_STOP
 
 
-def test_a_preflight_needs_no_experiment_and_prints_a_line_per_node_and_a_verdict(tmp_path: Path) -> None:
+def test_a_preflight_prints_a_line_per_node_and_tells_what_is_bad_by_words_and_exit_code(
+    tmp_path: Path,
+) -> None:
     # Where tests share the cores, one process may be slower than the other.
-    done = metier(tmp_path, "preflight", "cluster.processes_per_node=2", "cluster.preflight.slow_factor=100")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].split()[:3] == ["node", "ranks", "product"]
-    assert lines[1].split()[:2] == [os.uname().nodename, "2"]
-    assert lines[2].startswith("all-reduce over 2 ranks: ")
-    assert lines[-1].startswith(("verdict: ok", "verdict: warn"))
-    folder = tmp_path / "runs" / "preflight"
-    report = json.loads((folder / "preflight.json").read_text())
-    assert report["nodes"] == [os.uname().nodename]
-    assert [rank["rank"] for rank in report["facts"]["ranks"]] == [0, 1]
-    assert not list(folder.glob(".preflight-*"))
-
-
-def test_what_is_bad_is_told_in_a_line_each_and_by_the_exit_code(tmp_path: Path) -> None:
     done = metier(
         tmp_path,
         "preflight",
         "experiment=tiny_smoke",
+        "cluster.processes_per_node=2",
+        "cluster.preflight.slow_factor=100",
         "cluster.preflight.min_free_bytes=1000000000000000000",
-        "cluster.preflight.mode=stop",
     )
-    assert done.returncode == 4
-    assert "metier preflight: " in done.stderr
-    assert "at least 1,000,000,000.0 GB wanted; bad\n" in done.stderr
-    assert not (tmp_path / "runs" / "tiny_smoke" / "run.json").exists()
-    assert "verdict: stop" in done.stdout
+    assert done.returncode == EXIT_STOP, done.stderr
+    name = os.uname().nodename
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:3] == ["node", "ranks", "product"]
+    assert (lines[1].split()[:2], lines[1].split()[-1]) == ([name, "2"], "bad")
+    assert lines[2].startswith("all-reduce over 2 ranks: ")
+    assert lines[-1].startswith("verdict: stop")
+    told = [line for line in done.stderr.splitlines() if "at least 1,000,000,000.0 GB wanted; bad" in line]
+    assert [line.split(" free in ")[0].rsplit(" ", 2)[0] for line in told] == [
+        f"metier preflight: {name}: run directory",
+        f"metier preflight: {name}: local disk",
+    ]
+    folder = tmp_path / "runs" / "tiny_smoke" / "preflight"
+    report = json.loads((folder / "preflight.json").read_text())
+    assert [rank["rank"] for rank in report["facts"]["ranks"]] == [0, 1]
+    assert not list(folder.glob(".preflight-*"))
+    assert not (folder.parent / "run.json").exists()
 
 
 def test_under_slurm_the_command_asks_for_nodes_as_the_run_would_but_for_minutes(tmp_path: Path) -> None:
