@@ -11,6 +11,7 @@ from launcher.scaling.collect import is_complete
 from launcher.scaling.record import Attempt, Experiment, ScaleLayout, write_experiment
 from launcher.slurm.call import SlurmAwayError
 from launcher.slurm.journal import newest_job, read_journal
+from launcher.slurm.login import check_and_say
 from launcher.slurm.submit import find_job_state, submit_run
 from training.errors import MetierError
 from training.layout import RunLayout
@@ -40,6 +41,8 @@ def submit_all(
         try:
             check_prepared(config)
             look_ahead(config, write=True)
+            # Else a size that the partition does not have would wait in the queue for ever.
+            check_and_say(config, "scale")
             job = submit_run(config, behind=alive[-limit] if len(alive) >= limit else None)
         except SlurmAwayError:
             raise

@@ -35,7 +35,7 @@ def test_scale_over_nodes_measures_those_that_there_are_and_names_the_size_that_
     one, two, eight = table["rows"]
     assert code == 1, said
     assert [row["state"] for row in table["rows"]] == ["measured", "measured", "failed"], said
-    assert "nodes=8  failed: sbatch refused:" in said
+    assert "nodes=8  failed: cluster.nodes=8, but partition main has 4 nodes" in said
     for row in (one, two):
         lines = read_lines(work / f"runs/tiny_smoke.scale-strong-n{row['size']}-r1/metrics.jsonl")[2:]
         rate = sum(line["tokens"] for line in lines) / sum(line["step_seconds"] for line in lines)
