@@ -14,6 +14,9 @@ BY_USER = "user "
 
 _CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT (.*)\*\*\*")
 _SLURMS_OWN = re.compile(r"DUE TO (PREEMPTION|JOB REQUEUE|TIME LIMIT|NODE FAILURE)")
+_OUT_OF_MEMORY = re.compile(
+    r"oom[-_]kill|Out Of Memory|[Ee]xceeded (job |step )?memory limit"  # by cgroup, or by what Slurm sampled
+)
 _LOG_TAIL = 20_000
 
 
@@ -47,6 +50,11 @@ def is_cancelled(job: str, log: str) -> bool:
     except SlurmError:
         return False
     return "JobState=CANCELLED" in said or "JobState=COMPLETING" in said
+
+
+def is_out_of_memory(log: str) -> bool:
+    """Whether the kernel or Slurm itself (its setting OverMemoryKill) killed a rank for its memory."""
+    return bool(_OUT_OF_MEMORY.search(log))
 
 
 def own_restart() -> int:
