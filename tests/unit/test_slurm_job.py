@@ -121,7 +121,7 @@ def test_a_step_that_is_refused_because_the_last_one_is_not_known_to_have_ended_
     ("words", "is_so"),
     [
         (
-            "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the tasks have been OOM Killed.",
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some have been OOM Killed.",
             True,
         ),
         (
