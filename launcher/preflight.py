@@ -11,6 +11,8 @@ from launcher.dry_run import describe_command
 from launcher.hosts import check_cluster, explain_numbers, find_share
 from launcher.processes import run_here, run_with_log
 from launcher.run_directory import find_layout
+from launcher.slurm.ask import ask_site, expand_hosts
+from launcher.slurm.limits import judge_request
 from launcher.slurm.request import (
     find_processes_per_node,
     plan_command,
@@ -86,6 +88,9 @@ def run(words: Words) -> int:
         return EXIT_OK
     if config.cluster.kind != "slurm":
         check_devices(config.cluster)
+    elif "SLURM_JOB_ID" not in os.environ:
+        # What Slurm would let wait for ever is refused, as before a training.
+        judge_request(config.cluster, ask_site(), expand_hosts(config.cluster.slurm.exclude))
     _make_ready(config, layout)
     environment = merge_environment(os.environ, variables)
     if config.cluster.kind == "slurm":

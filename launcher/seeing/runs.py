@@ -1,5 +1,6 @@
 """Which run is meant: a folder, or a name below the folder of all runs."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,19 +12,24 @@ RUN_ROOT = "runs"
 """Where runs lie unless ``run_root=DIR`` is said."""
 
 
+_SETTING = re.compile(r"[a-z_][a-z0-9_.]*")
+
+
 def split_words(
     words: Sequence[str], known: Sequence[str] = ("run_root",)
 ) -> tuple[list[str], dict[str, str]]:
-    """Tell names of runs from settings.
+    """Tell names of runs from settings: a run of a sweep has an equals sign in its name.
 
     Raises:
         ConfigError: A setting is unknown, or said twice.
     """
-    names = [word for word in words if "=" not in word]
+    names: list[str] = []
     settings: dict[str, str] = {}
+    run_root = next((word.partition("=")[2] for word in words if word.startswith("run_root=")), RUN_ROOT)
     for word in words:
         key, sign, value = word.partition("=")
-        if not sign:
+        if not sign or (key not in known and _may_be_run(word, key, run_root)):
+            names.append(word)
             continue
         if key not in known:
             raise ConfigError(f"{key} is no setting of this{nearest(key, known)}")
@@ -31,6 +37,10 @@ def split_words(
             raise ConfigError(f"{key}={settings[key]} {key}={value}: say {key} once")
         settings[key] = value
     return names, settings
+
+
+def _may_be_run(word: str, key: str, run_root: str) -> bool:
+    return not _SETTING.fullmatch(key) or is_run(Path(word)) or is_run(Path(run_root) / word)
 
 
 def find_run(name: str, run_root: str = RUN_ROOT) -> RunLayout:

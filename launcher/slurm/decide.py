@@ -90,7 +90,7 @@ def _find_end(ended: Ended, state: str | None, cause: str | None) -> Decision | 
     if state == "FAILED" and cause in FINAL_CAUSES:
         return Decision(step="failed", reason=f"{_say_failure(ended, outcome)}; another start cannot help")
     if ended.out_of_memory:
-        return Decision(step="failed", reason="out of memory: the kernel killed a rank; see `metier why`")
+        return Decision(step="failed", reason="out of memory: a rank was killed for it; see `metier why`")
     return None
 
 

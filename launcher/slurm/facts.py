@@ -12,9 +12,14 @@ from training.layout import RunLayout
 BY_USER = "user "
 """How the text of a stop request begins that a person has made; the job's own script says otherwise."""
 
-_CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT (.*)\*\*\*")
+SLURM_LOG = "METIER_SLURM_LOG"
+"""Environment variable by which the script of an array tells where Slurm's own words go."""
+
+_CANCELLED = re.compile(r"\*\*\* JOB (\S+) ON \S+ CANCELLED AT (.*)\*\*\*")
 _SLURMS_OWN = re.compile(r"DUE TO (PREEMPTION|JOB REQUEUE|TIME LIMIT|NODE FAILURE)")
-_OUT_OF_MEMORY = re.compile(r"oom[-_]kill|Out Of Memory|[Ee]xceeded (job |step )?memory limit")
+_OUT_OF_MEMORY = re.compile(
+    r"oom[-_]kill|Out Of Memory|[Ee]xceeded (job |step )?memory limit"  # by cgroup, or by what Slurm sampled
+)
 _LOG_TAIL = 20_000
 
 
@@ -40,7 +45,9 @@ def is_cancelled(job: str, log: str) -> bool:
     While a cancelled job ends Slurm calls its state COMPLETING; why, it tells in the job's log, where a
     preemption, a requeue, the time's end and a node's death have words of their own.
     """
-    told = _CANCELLED.findall(log)
+    # Tasks of an array share a log, in which each has a number of its own.
+    number = os.environ.get("SLURM_JOB_ID", job)
+    told = [words for whose, words in _CANCELLED.findall(log) if whose == number]
     if not told or _SLURMS_OWN.search(told[-1]):
         return False
     try:
@@ -48,6 +55,11 @@ def is_cancelled(job: str, log: str) -> bool:
     except SlurmError:
         return False
     return "JobState=CANCELLED" in said or "JobState=COMPLETING" in said
+
+
+def is_out_of_memory(log: str) -> bool:
+    """Whether the kernel or Slurm itself (its setting OverMemoryKill) killed a rank for its memory."""
+    return bool(_OUT_OF_MEMORY.search(log))
 
 
 def own_restart() -> int:
@@ -63,11 +75,6 @@ def is_run_again(job: str) -> bool:
         return False
     found = re.search(r" Restarts=(\d+)", said)
     return found is not None and int(found[1]) > own_restart()
-
-
-def is_out_of_memory(log: str) -> bool:
-    """Whether Slurm has ended the step for its memory: by the kernel's hand (cgroup), or by its own count."""
-    return bool(_OUT_OF_MEMORY.search(log))
 
 
 def find_end(job: str) -> int | None:
@@ -90,7 +97,16 @@ def read_outcome(path: Path) -> dict[str, Any] | None:
 
 def read_own_log() -> str:
     """Read the end of the job's log, which Slurm has opened as this process's stderr."""
-    path = Path("/proc/self/fd/2")
+    return _read_end(Path("/proc/self/fd/2"))
+
+
+def read_slurm_log() -> str:
+    """Read the end of the log that Slurm itself writes to: another one than the job's in an array."""
+    path = os.environ.get(SLURM_LOG)
+    return _read_end(Path(path)) if path else ""
+
+
+def _read_end(path: Path) -> str:
     try:
         if not path.is_file():
             return ""

@@ -27,6 +27,7 @@ from launcher.slurm.facts import (
     own_restart,
     read_outcome,
     read_own_log,
+    read_slurm_log,
 )
 from launcher.slurm.journal import (
     Line,
@@ -173,7 +174,7 @@ def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int
         code=code,
         outcome=outcome,
         notice=notice,
-        stopped_by_user=asked_by_user(layout) or is_cancelled(job, log),
+        stopped_by_user=asked_by_user(layout) or is_cancelled(job, log + read_slurm_log()),
         overtaken=was_overtaken(layout, began),
         out_of_memory=is_out_of_memory(log),
         away=away,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.run_directory import find_layout, freeze_run
-from launcher.slurm.call import SlurmError, call_slurm
+from launcher.slurm.call import SlurmAwayError, SlurmError, call_slurm
 from launcher.slurm.journal import append_line, newest_job, read_journal
 from launcher.slurm.script import write_script
 from training.config.schema import RunConfig
@@ -111,7 +111,7 @@ def find_dependency(after: str | None, run_root: Path) -> str | None:
         ConfigError: There is no such run, or it was never submitted.
     """
     if after is None or re.fullmatch(r"\d+(_\d+)?", after):
-        return after
+        return after if after is None else _check_known(after)
     layout = RunLayout(run_root.absolute() / after)
     job = newest_job(read_journal(layout.jobs))
     if job is None:
@@ -125,6 +125,19 @@ def find_dependency(after: str | None, run_root: Path) -> str | None:
             f"after={after}: its job {job} is gone and the run is not finished; submit it first"
         )
     return job
+
+
+def _check_known(job: str) -> str:
+    """Make sure that there is such a job: Slurm takes one that it does not know for one that has ended well."""
+    for words in (["scontrol", "show", "job", job], ["sacct", "--noheader", "-X", f"--jobs={job}"]):
+        try:
+            if call_slurm(words, attempts=_ATTEMPTS).strip():
+                return job
+        except SlurmAwayError:
+            raise
+        except SlurmError:
+            continue
+    raise ConfigError(f"after={job}: Slurm knows no such job; give the number that sbatch or squeue printed")
 
 
 def describe_submission(config: RunConfig, job: str, *, after: str | None) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from launcher.slurm.call import is_busy
+from launcher.slurm.facts import is_out_of_memory
 from launcher.slurm.job import port_of
 from launcher.slurm.journal import append_line, count_in_vain, is_superseded, newest_job, read_journal
 from launcher.slurm.living import choose_nodes
@@ -114,3 +115,22 @@ def test_a_step_that_is_refused_because_the_last_one_is_not_known_to_have_ended_
     assert not is_busy(
         "srun: error: Unable to create step for job 124: More processors requested than permitted"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "is_so"),
+    [
+        (
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some have been OOM Killed.",
+            True,
+        ),
+        (
+            "slurmstepd-n1: error: StepId=7.1 exceeded memory limit (355532800 > 314572800), being killed",
+            True,
+        ),
+        ("slurmstepd-n1: error: Exceeded job memory limit", True),
+        ("srun: error: n1: task 0: Killed", False),
+    ],
+)
+def test_a_rank_that_was_killed_for_its_memory_is_known_by_slurms_words(words: str, is_so: bool) -> None:
+    assert is_out_of_memory(words) is is_so
