@@ -14,6 +14,7 @@ BY_USER = "user "
 
 _CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT (.*)\*\*\*")
 _SLURMS_OWN = re.compile(r"DUE TO (PREEMPTION|JOB REQUEUE|TIME LIMIT|NODE FAILURE)")
+_OUT_OF_MEMORY = re.compile(r"oom[-_]kill|Out Of Memory|[Ee]xceeded (job |step )?memory limit")
 _LOG_TAIL = 20_000
 
 
@@ -62,6 +63,11 @@ def is_run_again(job: str) -> bool:
         return False
     found = re.search(r" Restarts=(\d+)", said)
     return found is not None and int(found[1]) > own_restart()
+
+
+def is_out_of_memory(log: str) -> bool:
+    """Whether Slurm has ended the step for its memory: by the kernel's hand (cgroup), or by its own count."""
+    return bool(_OUT_OF_MEMORY.search(log))
 
 
 def find_end(job: str) -> int | None:

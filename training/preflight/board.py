@@ -5,6 +5,7 @@ A collective would not end where one node is dead, and that is the very thing to
 
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -21,6 +22,7 @@ from training.preflight.nodes import expand_nodes
 from training.ranks import Ranks
 
 _POLL_SECONDS = 0.02
+_KNOCK_SECONDS = 5.0
 _FIRST_PORT = 25_000
 _PORTS = 5_000
 
@@ -99,8 +101,10 @@ def open_store(environ: Mapping[str, str], ranks: Ranks, seconds: float) -> TCPS
         ClusterError: The lead cannot be reached, or its port is taken.
     """
     host, port = find_address(environ)
-    # torchrun's agent serves the port itself.
-    serves = ranks.is_lead and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    by_agent = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = ranks.is_lead and not by_agent
+    if not serves and not by_agent:
+        _await_port(host, port, seconds)
     try:
         return TCPStore(
             host, port, is_master=serves, wait_for_workers=False, timeout=timedelta(seconds=max(seconds, 1))
@@ -110,6 +114,17 @@ def open_store(environ: Mapping[str, str], ranks: Ranks, seconds: float) -> TCPS
             f"rank {ranks.rank} did not reach the lead at {host}:{port} ({first_line(error)}); look at that "
             "node, and at cluster.network.interface"
         ) from None
+
+
+def _await_port(host: str, port: int, seconds: float) -> None:
+    """Knock until somebody listens: the store itself would wait longer and longer between two tries."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, port), timeout=_KNOCK_SECONDS).close()
+            return
+        except OSError:
+            time.sleep(_POLL_SECONDS * 10)
 
 
 def find_prefix(environ: Mapping[str, str]) -> str:
