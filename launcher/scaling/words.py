@@ -120,11 +120,11 @@ def say_knee(table: Table, experiment: Experiment) -> str:
 
 def say_doubt(table: Table) -> str | None:
     """Say where the numbers cannot be right as they are; None: nowhere."""
-    doubted = [row for row in table.rows if row.efficiency and row.efficiency.median > _DOUBTED_EFFICIENCY]
-    if not doubted:
+    most = max((row.efficiency.median for row in table.rows if row.efficiency), default=0.0)
+    if most <= _DOUBTED_EFFICIENCY:
         return None
     return (
-        f"{table.mode}: an efficiency of {max(row.efficiency.median for row in doubted if row.efficiency):.2f} "
+        f"{table.mode}: an efficiency of {most:.2f} "
         "says that the smallest size was disturbed, or short of memory; measure again with repeats=3"
     )
 
