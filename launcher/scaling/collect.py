@@ -96,7 +96,8 @@ def _look(attempt: Attempt, experiment: Experiment, layout: ScaleLayout, find_jo
     run = layout.run(attempt)
     outcome = _read_outcome(run.outcome)
     state = outcome.get("state")
-    job = find_job(run)
+    # Slurm is asked for what has not come to its end alone.
+    job = None if attempt.refused or state == "COMPLETED" else find_job(run)
     speed, reason = None, None
     if attempt.refused:
         reason = attempt.refused

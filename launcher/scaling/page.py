@@ -8,6 +8,7 @@ from launcher.scaling.collect import Table
 from launcher.scaling.record import Experiment
 from launcher.scaling.words import (
     NOTES,
+    say_doubt,
     say_knee,
     say_mode,
     say_settings,
@@ -39,6 +40,7 @@ def build_page(experiment: Experiment, tables: Sequence[Table], picture: bytes |
             {
                 "title": say_mode(table),
                 "knee": say_knee(table, experiment),
+                "doubt": say_doubt(table),
                 "rows": [
                     {
                         "row": row,

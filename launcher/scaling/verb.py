@@ -15,7 +15,7 @@ from launcher.scaling.local import drop_checkpoints, run_one_after_another
 from launcher.scaling.page import build_page
 from launcher.scaling.record import Experiment, ScaleLayout, read_experiment, write_experiment
 from launcher.scaling.sizes import read_words
-from launcher.scaling.words import NOTES, say_knee, say_table
+from launcher.scaling.words import NOTES, say_doubt, say_knee, say_table
 from launcher.slurm.journal import newest_job, read_journal
 from launcher.slurm.submit import find_job_state
 from launcher.tools import Words, refuse_flags
@@ -142,6 +142,8 @@ def _say(
     sys.stdout.write("\n")
     for table in tables:
         sys.stdout.write(f"{say_knee(table, experiment)}\n")
+        if (doubt := say_doubt(table)) is not None:
+            sys.stdout.write(f"{doubt}\n")
     waiting = sum(each.speed is None and each.reason is None for each in found)
     if waiting:
         sys.stdout.write(

@@ -10,6 +10,7 @@ from training.files import say_bytes
 DASH = "-"
 _MILLI = 1000
 _PERCENT = 100
+_DOUBTED_EFFICIENCY = 1.1
 
 NOTES = (
     "efficiency: tokens/s over those of the smallest size, divided by how many times its devices; in "
@@ -114,6 +115,17 @@ def say_knee(table: Table, experiment: Experiment) -> str:
         f"{table.mode}: the knee is at {_say_size(knee, experiment)}, efficiency "
         f"{knee.efficiency.median:.2f}; {_say_size(above, experiment)} have {above.efficiency.median:.2f}, "
         f"below {limit}."
+    )
+
+
+def say_doubt(table: Table) -> str | None:
+    """Say where the numbers cannot be right as they are; None: nowhere."""
+    most = max((row.efficiency.median for row in table.rows if row.efficiency), default=0.0)
+    if most <= _DOUBTED_EFFICIENCY:
+        return None
+    return (
+        f"{table.mode}: an efficiency of {most:.2f} "
+        "says that the smallest size was disturbed, or short of memory; measure again with repeats=3"
     )
 
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.scaling.collect import Job, build_tables, look_at
+from launcher.scaling.collect import Job, Table, build_tables, look_at
 from launcher.scaling.figures import Row, Size, build_rows, compare, find_knee, split_step
 from launcher.scaling.journal import Speed, choose_lines, find_speed, read_journal
 from launcher.scaling.page import build_page
 from launcher.scaling.record import Attempt, Experiment, ScaleLayout, read_experiment, write_experiment
-from launcher.scaling.words import say_knee, say_table, say_trouble
+from launcher.scaling.words import say_doubt, say_knee, say_table, say_trouble
 from training.errors import ConfigError
 
 
@@ -182,6 +182,12 @@ def rows_of(*efficiencies: float | None) -> list[Row]:
         for place, value in enumerate(efficiencies)
     ]
     return build_rows(sizes, shards_optimizer=True)
+
+
+def test_an_efficiency_well_above_one_is_doubted() -> None:
+    for efficiencies, doubted in (((1.0, 1.05), False), ((1.0, 1.2, None), True)):
+        found = Table(mode="strong", rows=tuple(rows_of(*efficiencies)), knee=None)
+        assert ("measure again" in (say_doubt(found) or "")) == doubted
 
 
 @pytest.mark.parametrize(
