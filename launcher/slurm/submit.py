@@ -128,7 +128,7 @@ def find_dependency(after: str | None, run_root: Path) -> str | None:
 
 
 def _check_known(job: str) -> str:
-    """Make sure that there is such a job: Slurm takes one that it does not know for one that has ended well."""
+    """Make sure that there is such a job: Slurm takes an unknown one for one that has ended well."""
     for words in (["scontrol", "show", "job", job], ["sacct", "--noheader", "-X", f"--jobs={job}"]):
         try:
             if call_slurm(words, attempts=_ATTEMPTS).strip():
