@@ -146,7 +146,8 @@ class PlainHosts:
 
     def _belongs(self, pid: int, name: str) -> bool:
         """Tell a node's step by the log that slurmstepd holds open, its tasks by their environment."""
-        if words_of(pid)[:1] and words_of(pid)[0].startswith("slurmstepd"):
+        words = words_of(pid)  # once: it may have ended before a second look
+        if words and words[0].startswith("slurmstepd"):
             log = str(self._settings.root / f"log/slurmd-{name}.log")
             with contextlib.suppress(OSError):
                 return any(str(file.readlink()) == log for file in Path(f"/proc/{pid}/fd").iterdir())

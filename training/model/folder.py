@@ -1,5 +1,7 @@
 """Hugging Face folders that are complete or absent, and what must be true of one."""
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -17,6 +19,7 @@ from training.files import sync_file, sync_folder
 from training.model.place import CONFIG, find_model_folder
 from training.model.weights import find_weights
 
+_ATTEMPTS = 100
 _STRETCHES = 32
 _STRETCH_BYTES = 4096
 
@@ -27,8 +30,9 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     Raises:
         StorageError: The disk is full or refuses; the older folder, if any, is still there.
     """
-    staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    previous = folder.with_name(f".{folder.name}.{os.getpid()}.previous")
+    # Tasks of an array write the same folder at once, from nodes that each count processes for themselves.
+    mine = f".{folder.name}.{os.uname().nodename}.{os.getpid()}"
+    staged, previous = folder.with_name(f"{mine}.partial"), folder.with_name(f"{mine}.previous")
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
@@ -40,9 +44,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
                 path.chmod(mode)
                 sync_file(path)
         sync_folder(staged)
-        if folder.exists():
-            folder.rename(previous)
-        staged.rename(folder)
+        _put_in_place(staged, folder, previous)
         sync_folder(folder.parent)
     except OSError as error:
         if previous.exists() and not folder.exists():
@@ -52,8 +54,26 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         ) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-        if folder.exists():
+
+
+def _put_in_place(staged: Path, folder: Path, previous: Path) -> None:
+    """Rename ``staged`` to ``folder``; another process may do the same with its own at any moment.
+
+    Raises:
+        OSError: The disk refuses, or others were quicker every time.
+    """
+    for attempt in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(previous)
+        try:
+            staged.rename(folder)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST} or attempt == _ATTEMPTS - 1:
+                raise
             shutil.rmtree(previous, ignore_errors=True)
+        else:
+            shutil.rmtree(previous, ignore_errors=True)
+            return
 
 
 def fingerprint_base(model: ModelConfig) -> str:
