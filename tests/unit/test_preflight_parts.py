@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.ranks.spawn import free_port
 from training.errors import ClusterError
 from training.preflight import nvml
-from training.preflight.board import find_address
+from training.preflight.board import Board, find_address, open_store
 from training.preflight.disk import look_at_read, look_at_written
 from training.preflight.looks import Clock, Looks
 from training.preflight.network import plan_tournament
 from training.preflight.nodes import expand_nodes, find_node, place_ranks
+from training.ranks import Ranks
 from training.verdict import Finding, Report, Verdict, read_verdict, write_report
 
 
@@ -67,6 +70,25 @@ def test_ranks_meet_where_the_launcher_says_or_on_the_first_node_of_the_step() -
     assert 1024 < port < 32768  # below the ephemeral ports
     with pytest.raises(ClusterError, match="MASTER_ADDR and MASTER_PORT are not set"):
         find_address({"WORLD_SIZE": "2"})
+
+
+def test_a_rank_that_comes_before_the_lead_meets_it_and_reads_what_it_leaves() -> None:
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    lead, guest = (Ranks(rank=rank, local_rank=rank, world_size=2) for rank in (0, 1))
+    boards: list[Board] = []
+
+    def come() -> None:
+        boards.append(Board(open_store(where, guest, 60), "preflight/0"))
+
+    early = threading.Thread(target=come)
+    early.start()
+    own = Board(open_store(where, lead, 60), "preflight/0")
+    early.join(60)
+    boards[0].post("here/1", {"node": "b"})
+    assert own.collect(["here/0", "here/1"], 0.2) == {"here/1": {"node": "b"}}
+    own.post("start", [1])
+    assert boards[0].find("start", 10) == [1]
+    assert boards[0].find("done", 0.1) is None
 
 
 def test_a_look_that_hangs_is_left_behind_and_told_and_the_next_one_is_taken() -> None:
