@@ -9,6 +9,7 @@ import yaml
 from launcher.compose import Composed, compose_run, compose_values, overridden_paths
 from launcher.local import Ending
 from launcher.sweep import Job, plan_jobs
+from launcher.tables import lay_out
 from launcher.tree import ConfigTree
 from launcher.verbs import run_verb, submit_jobs
 from launcher.whole import run_whole
@@ -65,7 +66,7 @@ def run_jobs(
         code = ending.exit_code
         if code != EXIT_OK or ending.state == "STOPPED":
             break
-    sys.stdout.write(_table([_HEAD, *rows]))
+    sys.stdout.write("".join(f"{line}\n" for line in lay_out([_HEAD, *rows])))
     if len(rows) < len(jobs):
         sys.stderr.write(
             f"metier {verb}: job {len(rows)} of {len(jobs)}, {rows[-1][0]}, ended as {rows[-1][1]}; "
@@ -113,9 +114,3 @@ def _check_names(runs: Sequence[Composed]) -> None:
         raise ConfigError(
             f"two jobs of this sweep would be named {twice}; sweep name=... along with the rest"
         )
-
-
-def _table(rows: Sequence[Row]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "".join(f"{line.rstrip()}\n" for line in lines)

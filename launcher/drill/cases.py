@@ -9,6 +9,7 @@ from launcher.drill.plan import Kind, Plan
 from launcher.drill.stage import Stage
 from launcher.drill.trace import Comparison, Trace, compare, is_complete, read_trace
 from launcher.scaling.journal import read_journal
+from launcher.tables import lay_out
 from training.errors import MetierError
 
 _ASK_EVERY_SECONDS = 0.05
@@ -97,10 +98,7 @@ def run_case(plan: Plan, stage: Stage, kind: Kind, expected: Reference, environ:
 def say_table(cases: Sequence[Case]) -> str:
     """Lay the cases out, one line each."""
     head = ("interruption", "after step", "starts", "done again", "state", "losses", "samples", "left behind")
-    rows = [head, *(_cells(case) for case in cases)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    return "".join(f"{line}\n" for line in lay_out([head, *(_cells(case) for case in cases)]))
 
 
 def say_verdict(cases: Sequence[Case]) -> str:

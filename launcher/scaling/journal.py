@@ -1,11 +1,12 @@
 """What a run's metrics.jsonl says of its speed, the warm-up of every start left out."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from training.metrics.lines import read_lines
 
 Line = Mapping[str, Any]
 
@@ -36,18 +37,9 @@ class Speed:
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """Read a run's steps; a line that is torn is none, and a file that is missing has none."""
     try:
-        content = path.read_text(encoding="utf-8", errors="replace")
+        return [line for line in read_lines(path) if "step_seconds" in line]
     except OSError:
         return []
-    lines = []
-    for text in content.split("\n"):
-        try:
-            value = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and "step_seconds" in value:
-            lines.append(value)
-    return lines
 
 
 def choose_lines(lines: Sequence[Line], warmup: int) -> list[Line]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from launcher.scaling.collect import Table
 from launcher.scaling.figures import Row, Spread
 from launcher.scaling.record import Experiment
+from launcher.tables import lay_out
 from training.files import say_bytes
 
 DASH = "-"
@@ -132,19 +133,16 @@ def say_doubt(table: Table) -> str | None:
 def say_table(experiment: Experiment, table: Table) -> str:
     """Lay out one way of scaling for the screen: what sizes are worth, what failed, where the time goes."""
     measured = [row for row in table.rows if row.state == "measured"]
-    speeds = _lay_out([speed_headings(experiment), *map(speed_cells, measured)]) if measured else []
-    steps = ["", *_lay_out([step_headings(experiment), *map(step_cells, measured)])] if measured else []
+    speeds = _align([speed_headings(experiment), *map(speed_cells, measured)]) if measured else []
+    steps = ["", *_align([step_headings(experiment), *map(step_cells, measured)])] if measured else []
     troubles = [
         f"{experiment.axis}={row.size}  {trouble}" for row in table.rows if (trouble := say_trouble(row))
     ]
     return "\n".join([say_mode(table), *speeds, *troubles, *steps]) + "\n"
 
 
-def _lay_out(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    return lay_out(rows, right=range(len(rows[0])))
 
 
 def say_mode(table: Table) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from launcher.seeing.runs import RUN_ROOT, find_run, list_runs, split_words
 from launcher.seeing.state import RunView, look_at
-from launcher.seeing.words import NOTHING, lay_out, say_number, say_seconds, say_step
+from launcher.seeing.words import NOTHING, say_number, say_seconds, say_step
+from launcher.tables import lay_out
 from launcher.tools import Words, refuse_flags
 from training.errors import EXIT_OK
 

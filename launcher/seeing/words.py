@@ -1,4 +1,4 @@
-"""Numbers as people read them, and a table of them: pure."""
+"""Numbers as people read them: pure."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,19 +23,6 @@ def say_step(step: int | None, max_steps: int | None) -> str:
     """Write how far a run is."""
     of = "" if max_steps is None else f"/{max_steps}"
     return f"{NOTHING if step is None else step}{of}"
-
-
-def lay_out(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Align the cells of rows; those of the columns ``right`` at their right ends."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def draw_line(values: Sequence[float], width: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from launcher.slurm.site import Node, Partition, Site
 from launcher.slurm.times import format_time
+from launcher.tables import lay_out
 from training.config.names import nearest
 from training.errors import ConfigError
 
@@ -137,14 +138,10 @@ def describe_site(site: Site) -> str:
     rows: list[tuple[str, ...]] = [head]
     for partition in site.partitions:
         rows += _describe_partition(partition, site.nodes_of(partition.name))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
     settings = site.settings
     title = f"{settings.get('ClusterName', 'cluster')}, Slurm {settings.get('SLURM_VERSION', '?')}"
     last = f"* default; JobRequeue={settings.get('JobRequeue', '?')}"
-    return "\n".join((title, "", *lines, "", last)) + "\n"
+    return "\n".join((title, "", *lay_out(rows), "", last)) + "\n"
 
 
 def _describe_partition(partition: Partition, nodes: Sequence[Node]) -> Iterator[tuple[str, ...]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import StorageError
+from training.metrics.lines import read_lines
 
 Line = dict[str, Any]
 
@@ -36,18 +37,9 @@ def append_line(path: Path, event: str, **facts: object) -> Line:
 def read_journal(path: Path) -> list[Line]:
     """Read all whole lines; empty where there is no file."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        return [line for line in read_lines(path) if "event" in line]
     except OSError:
         return []
-    lines = []
-    for row in text.splitlines():
-        try:
-            line = json.loads(row)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and "event" in line:
-            lines.append(line)
-    return lines
 
 
 def newest_job(lines: list[Line]) -> str | None:

@@ -11,6 +11,7 @@ from launcher.slurm.journal import append_line
 from launcher.slurm.request import plan_command, plan_directives, plan_setup, plan_srun
 from launcher.slurm.script import for_array, quote_always, render
 from launcher.slurm.submit import find_dependency, refuse_second, submit, submit_run, wait_for
+from launcher.tables import lay_out
 from launcher.versions import find_versions
 from training.config.freeze import write_frozen
 from training.config.schema import RunConfig
@@ -202,14 +203,9 @@ def describe_stages(rows: Sequence[Submitted], config: RunConfig) -> str:
     layout = find_layout(config)
     head = ("job", "what", "after", "nodes")
     table = [head, *((row.job, row.what, row.after or "", str(row.nodes)) for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    )
     name = shlex.quote(config.name)
     return (
-        "".join(f"{line}\n" for line in lines)
+        "".join(f"{line}\n" for line in lay_out(table))
         + "each begins when the one before has ended well; when that fails, what waits for it is cancelled\n"
         f"run   {layout.root}\n"
         f"logs  {layout.job_log('JOB')}\n"

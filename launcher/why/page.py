@@ -8,7 +8,8 @@ from launcher.seeing.events import say_event
 from launcher.seeing.facts import RunFacts
 from launcher.seeing.read import read_records, read_tail
 from launcher.seeing.state import RunView
-from launcher.seeing.words import NOTHING, lay_out, say_seconds, say_step
+from launcher.seeing.words import NOTHING, say_seconds, say_step
+from launcher.tables import lay_out
 from launcher.why.evidence import Evidence, newest_start
 from launcher.why.match import Candidate
 from launcher.why.starts import Start, list_starts

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.soak import TIMES
 from tests.end_to_end.runs import kinds, link_prepared, read_lines, succeed
 from tests.end_to_end.zygote import Death, Start, run_starts
 from tests.ranks.spawn import free_port
@@ -32,15 +33,6 @@ COMMAND = (
 )
 DEATHS: tuple[Death, ...] = ("one rank", "all ranks", "evaluation", "stop signal")
 REDONE = "metrics.redone.jsonl"
-TIMES = {
-    "time",
-    "incarnation",
-    "tokens_per_second",
-    "tokens_per_second_per_gpu",
-    "memory_peak_bytes",
-    "slowest_rank",
-    "slowest_rank_factor",
-}
 
 
 def numbers(path: Path) -> list[dict[str, Any]]:
