@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.slurm.cluster import Cluster, Process
-from tests.slurm.linux import FaultyClusterError
+from tests.slurm.linux import FaultyClusterError, wait_for
 from tests.slurm.settings import user_name
 
 ENDED = frozenset(
@@ -117,6 +117,16 @@ def accounts(cluster: Cluster, job: int, *, steps: bool = False) -> list[dict[st
     words = ["sacct", "-D", "-P", "-n", *([] if steps else ["-X"]), "-j", str(job), "-o", fields]
     rows = cluster.run(*words).stdout.splitlines()
     return [dict(zip(fields.split(","), row.split("|"), strict=True)) for row in rows]
+
+
+def wait_for_accounts(cluster: Cluster, job: int, *last: str) -> list[str]:
+    """Give the states of a job's starts once they end with these: accounts come a moment later."""
+
+    def states() -> list[str]:
+        told = [row["State"] for row in accounts(cluster, job)]
+        return told if told[-len(last) :] == [*last] else []
+
+    return wait_for(states, 60, f"sacct to say {', '.join(last)} of job {job}", pause=0.5)
 
 
 def node_states(cluster: Cluster) -> dict[str, str]:

@@ -11,7 +11,6 @@ import pytest
 from tests.slurm.cluster import REPOSITORY, Cluster, supervisor_pid
 from tests.slurm.conftest import Order
 from tests.slurm.jobs import (
-    accounts,
     clear,
     drained_nodes,
     find_job,
@@ -19,6 +18,7 @@ from tests.slurm.jobs import (
     node_states,
     strays,
     submit,
+    wait_for_accounts,
     wait_for_state,
     wait_until_ended,
 )
@@ -74,7 +74,7 @@ def test_a_job_of_a_node_that_lost_its_power_runs_again_on_another_and_sacct_tel
     again = wait_for_state(cluster, job, "RUNNING", restarts=1, seconds=60)
     assert victim not in job_nodes(cluster, again)
     assert node_states(cluster)[victim].startswith("down")
-    assert [row["State"] for row in accounts(cluster, job)][-2:] == ["NODE_FAIL", "RUNNING"]
+    wait_for_accounts(cluster, job, "NODE_FAIL", "RUNNING")
     cluster.boot(victim)
     clear(cluster)
     assert strays(cluster) == []

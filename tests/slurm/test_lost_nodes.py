@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.jobs import accounts, find_job, job_nodes
+from tests.slurm.jobs import find_job, job_nodes, wait_for_accounts
 from tests.slurm.linux import wait_for
 from tests.slurm.runs import SAVED_EVERY, Training
 
@@ -41,7 +41,7 @@ def test_when_a_node_loses_its_power_the_job_goes_on_without_it(
     training.assert_inside()
     assert training.finish().restarts == 1
     assert victim not in training.journal("started")[-1]["nodes"]
-    assert "NODE_FAIL" in [row["State"] for row in accounts(training.cluster, job)]
+    assert "NODE_FAIL" in wait_for_accounts(training.cluster, job, "COMPLETED")
     training.cluster.boot(victim)
     training.assert_same_as(whole, lost=SAVED_EVERY)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.conftest import Order
-from tests.slurm.jobs import accounts, submit, wait_until_ended
+from tests.slurm.jobs import submit, wait_for_accounts, wait_until_ended
 from tests.slurm.linux import wait_for
 from tests.slurm.runs import SAVED_EVERY, STEPS, WORDS, Training
 
@@ -57,8 +57,7 @@ def test_preempted_with_five_seconds_grace_it_saves_is_requeued_and_never_counts
     training.wait_for_step()
     preempt(training)
     assert training.finish().restarts >= 1
-    states = [row["State"] for row in accounts(training.cluster, job)]
-    assert states[-1] == "COMPLETED"
+    states = wait_for_accounts(training.cluster, job, "COMPLETED")
     assert set(states[:-1]) <= {"PREEMPTED", "REQUEUED"}
     training.assert_same_as(whole, lost=0)
 
