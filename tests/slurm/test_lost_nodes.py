@@ -58,9 +58,7 @@ def test_with_a_spare_node_the_job_survives_a_dead_one(training: Training, whole
     training.assert_same_as(whole, lost=SAVED_EVERY)
 
 
-@pytest.mark.parametrize(
-    "how_long", ["for_ever", pytest.param("until_it_runs_elsewhere", marks=pytest.mark.slurm_long)]
-)
+@pytest.mark.parametrize("how_long", ["for_ever", "until_it_runs_elsewhere"])
 def test_ranks_of_a_cut_node_that_go_on_after_the_run_runs_elsewhere_never_write_into_it(
     how_long: str, training: Training, whole: Path
 ) -> None:
@@ -86,7 +84,6 @@ def test_ranks_of_a_cut_node_that_go_on_after_the_run_runs_elsewhere_never_write
     training.assert_same_as(whole, lost=SAVED_EVERY)
 
 
-@pytest.mark.slurm_long
 def test_when_a_slurmd_dies_the_run_goes_on_on_another_node(training: Training, whole: Path) -> None:
     job = training.submit("cluster.nodes=1", "cluster.processes_per_node=2")
     training.wait_for_step()
