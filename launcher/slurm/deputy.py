@@ -2,7 +2,9 @@
 
 Where a job may outlive its nodes (spare nodes: ``sbatch --no-kill``) the script's own node may be the one
 that dies. Slurm 22.05 then takes that node out of the job, script and ranks end, and the job goes on to run
-with nobody in it until its time is over. The first living deputy sees to it that the run goes on.
+with nobody in it until its time is over. The first living deputy lets the run go on in another job: put back
+into the queue this one could be held for ever, because a node that Slurm took out of a job is never told of
+its end and refuses to begin the same job a second time ("Duplicate jobid on nodes").
 """
 
 import os
@@ -15,7 +17,6 @@ from launcher.slurm.call import PATIENT, SlurmAwayError, SlurmError, call_slurm
 from launcher.slurm.facts import own_restart
 from launcher.slurm.living import list_nodes
 from launcher.slurm.successor import hand_over, own_job
-from training.config.freeze import read_frozen
 from training.errors import EXIT_OK
 from training.layout import RunLayout
 
@@ -52,11 +53,10 @@ def find_lost_host(said: str) -> str | None:
 
 
 def _go_on(layout: RunLayout, job: str, lost: str) -> int:
-    by, told = hand_over(layout, job, may_requeue=read_frozen(layout.config).cluster.slurm.requeue)
+    _, told = hand_over(layout, job, may_requeue=False)
     with layout.job_log(job).open("a", encoding="utf-8") as log:
         log.write(f"metier job: {lost}, where this job's script ran, is gone; {told}\n")
-    if by != job:
-        call_slurm(["scancel", job], attempts=PATIENT)
+    call_slurm(["scancel", job], attempts=PATIENT)
     return EXIT_OK
 
 
