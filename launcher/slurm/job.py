@@ -37,7 +37,7 @@ from launcher.slurm.journal import (
     is_superseded,
     read_journal,
 )
-from launcher.slurm.living import choose_deputies, choose_living, find_states, list_nodes
+from launcher.slurm.living import ask_nodelist, choose_deputies, choose_living, find_states, list_nodes
 from launcher.slurm.successor import call_off_next, find_waiting, hand_over, own_job, submit_next
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
@@ -98,7 +98,7 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
         return _end(layout, job, Decision(step="failed", reason=reason))
     if not config.cluster.slurm.requeue and find_waiting(lines, job) is None:
         _say(f"job {submit_next(layout, after=job)} goes on when this one ends")
-    living = _find_living(_bad_nodes(lines, job))
+    living = _find_living(job, _bad_nodes(lines, job))
     nodes = living[: config.cluster.nodes]
     if len(nodes) < config.cluster.nodes:
         _say("fewer nodes live than the run needs")
@@ -143,7 +143,7 @@ def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
     mode, lines = config.cluster.preflight.mode, read_journal(layout.jobs)
     if mode == "stop" or (verdict.kind == "stop" and mode != "warn"):
         return _end(layout, job, Decision(step="failed", reason=f"preflight: {verdict.reason}"))
-    if mode == "warn" or _are_enough(config, _bad_nodes(lines, job)):
+    if mode == "warn" or _are_enough(config, job, _bad_nodes(lines, job)):
         how = "all the same (cluster.preflight.mode=warn)" if mode == "warn" else "on the other nodes"
         _say(f"preflight: {verdict.reason}; training starts {how}")
         return EXIT_OK
@@ -212,7 +212,7 @@ def _again(layout: RunLayout, config: RunConfig, job: str, decision: Decision, *
     _say(f"{decision.reason}; starting again")
     if away:
         time.sleep(_AWAY_PAUSE_SECONDS)
-    elif not _are_enough(config, _bad_nodes(read_journal(layout.jobs), job)):
+    elif not _are_enough(config, job, _bad_nodes(read_journal(layout.jobs), job)):
         return _go_on_later(layout, config, job)
     sys.stdout.write(f"{AGAIN}\n")
     return EXIT_OK
@@ -234,12 +234,12 @@ def _end(layout: RunLayout, job: str, decision: Decision) -> int:
     return EXIT_FAILED if decision.step == "failed" else ENOUGH
 
 
-def _are_enough(config: RunConfig, without: set[str]) -> bool:
-    return len(_find_living(without)) >= config.cluster.nodes
+def _are_enough(config: RunConfig, job: str, without: set[str]) -> bool:
+    return len(_find_living(job, without)) >= config.cluster.nodes
 
 
-def _find_living(without: set[str]) -> list[str]:
-    nodelist = os.environ["SLURM_JOB_NODELIST"]
+def _find_living(job: str, without: set[str]) -> list[str]:
+    nodelist = ask_nodelist(job) or os.environ["SLURM_JOB_NODELIST"]
     return choose_living(list_nodes(nodelist, attempts=PATIENT), find_states(nodelist), without)
 
 
