@@ -20,6 +20,7 @@ from launcher.seeing.read import (
     whole_number,
 )
 from launcher.slurm.facts import BY_USER
+from launcher.slurm.journal import find_withdrawn, is_decided, read_journal
 from training.layout import RunLayout
 from training.metrics.goodput import find_goodput, read_first_start
 
@@ -56,6 +57,12 @@ class RunFacts:
     wish: str
     """Of a stop that a person has asked for since the newest start: who, and when; else nothing."""
 
+    withdrawn: str
+    """Of a stop by which a person has taken its newest job out of the queue: who, and when; else nothing."""
+
+    is_decided: bool
+    """Whether its newest job has said that nothing comes after it."""
+
     claim: Line
     """The newest start's: host, pid, time."""
 
@@ -83,6 +90,7 @@ def read_facts(layout: RunLayout, now: float | None = None) -> RunFacts:
     step = _find_step(last, outcome)
     checkpoint = find_checkpoint(layout)
     now = time.time() if now is None else now
+    jobs = read_journal(layout.jobs)
     sign = find_last_sign(layout, last, events)
     return RunFacts(
         layout=layout,
@@ -99,6 +107,8 @@ def read_facts(layout: RunLayout, now: float | None = None) -> RunFacts:
         last_sign=sign,
         outcome=outcome,
         wish=_read_wish(layout),
+        withdrawn=text(find_withdrawn(jobs) or {}, "by"),
+        is_decided=is_decided(jobs),
         claim=read_object(claims[-1]) if claims else {},
         jobs=read_jobs(layout),
         journal=tuple(journal),

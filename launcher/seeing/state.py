@@ -33,6 +33,11 @@ class RunView:
     is_over: bool
     """Whether nothing of it runs or waits any more."""
 
+    @property
+    def is_unexplained(self) -> bool:
+        """Whether Slurm alone has said how it ended."""
+        return self.is_over and self.job is not None and self.state == self.job.state
+
 
 def look_at(layouts: Sequence[RunLayout]) -> tuple[list[RunView], str]:
     """Look at runs; Slurm is asked once for all of them.
@@ -57,12 +62,22 @@ def judge(facts: RunFacts, slurm: SlurmView, here: Mapping[Path, Sequence[int]],
         now: Seconds since 1970.
     """
     job = choose_job(facts.jobs, slurm.jobs.values())
-    if job is not None and job.is_active:
+    # Without its controller Slurm knows the past alone: what the run itself has said goes first.
+    unasked = bool(slurm.trouble) and bool(facts.jobs)
+    if job is not None and job.is_active and not (unasked and facts.is_decided):
         state, note, is_over = job.state, f"{_say_job(job)}{_say_phase(facts, now)}", False
     elif facts.layout.root in here:
         state, note, is_over = "RUNNING", f"on {os.uname().nodename}{_say_phase(facts, now)}", False
+    elif facts.withdrawn:
+        state, note, is_over = "STOPPED", _say_withdrawn(facts), True
+    elif job is not None and job.is_unmet:
+        state, note, is_over = job.state, f"job {job.job} never began: what it waited for has failed", True
     elif text(facts.outcome, "state"):
-        state, note, is_over = text(facts.outcome, "state"), say_outcome(facts), True
+        state, note, is_over = (
+            text(facts.outcome, "state"),
+            say_outcome(facts),
+            facts.is_decided or not unasked,
+        )
     elif job is not None:
         state, note, is_over = job.state, f"job {job.job} is over, and no rank has said how", True
     else:
@@ -100,6 +115,11 @@ def say_outcome(facts: RunFacts) -> str:
         return f"rank {outcome.get('rank', '?')}{node}: {kind}: {text(outcome, 'message')}"
     asked_by = facts.wish or text(outcome, "notice")
     return f"asked by {asked_by}" if asked_by else ""
+
+
+def _say_withdrawn(facts: RunFacts) -> str:
+    when = "while it waited to go on" if facts.starts else "before it began"
+    return f"stopped {when}, asked by {facts.withdrawn}"
 
 
 def _say_phase(facts: RunFacts, now: float) -> str:

@@ -81,7 +81,7 @@ def write_table(views: Sequence[RunView], now: float) -> str:
 
 def say_more(view: RunView) -> str:
     """Say what the table has no column for, and what can be done."""
-    if view.state in {"FAILED", "KILLED", "SILENT"} or (view.is_over and "no rank has said" in view.note):
+    if view.state in {"FAILED", "KILLED", "SILENT"} or view.is_unexplained:
         return f"{view.note}; metier why {view.facts.name}"
     return view.note
 

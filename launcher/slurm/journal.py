@@ -11,6 +11,9 @@ from training.metrics.lines import read_lines
 
 Line = dict[str, Any]
 
+ENDS = frozenset({"finished", "stopped", "overtaken", "failed"})
+"""Decisions after which nothing comes: see decide.py."""
+
 
 def append_line(path: Path, event: str, **facts: object) -> Line:
     """Append one event, durably.
@@ -47,6 +50,20 @@ def newest_job(lines: list[Line]) -> str | None:
     return next(
         (str(line["job"]) for line in reversed(lines) if line["event"] in {"submitted", "next"}), None
     )
+
+
+def is_decided(lines: list[Line]) -> bool:
+    """Whether the newest job of the run has said that nothing comes after it."""
+    of_jobs = [line for line in lines if line["event"] in {"submitted", "next", "started", "decided"}]
+    return bool(of_jobs) and of_jobs[-1].get("step") in ENDS
+
+
+def find_withdrawn(lines: list[Line]) -> Line | None:
+    """Find the stop by which a person has taken the newest job out of the queue; None where it was none."""
+    last = next((line for line in reversed(lines) if line["event"] != "stage"), None)
+    if last is None or last["event"] != "stop" or is_decided(lines):
+        return None
+    return last if newest_job(lines) in last.get("cancelled", []) else None
 
 
 def is_superseded(lines: list[Line], job: str, restart: int) -> bool:

@@ -111,3 +111,25 @@ def test_evaluation_and_export_wait_for_the_job_in_which_a_chain_of_trainings_en
     assert len(training.journal("submitted", "next")) == 3
     assert (training.run / "report/report.html").exists()
     assert (training.run / "model/model.safetensors").exists()
+
+
+def test_where_no_job_may_requeue_a_sweep_keeps_its_limit_over_the_jobs_in_which_its_runs_go_on(
+    cluster: Cluster, work: Path
+) -> None:
+    chain = (
+        "cluster.slurm.requeue=false",
+        "cluster.slurm.partition=norequeue",
+        "cluster.slurm.array_limit=1",
+    )
+    sweep = ("optimizer.learning_rate=0.003,0.001", *chain)
+    first, second = (
+        Training(cluster, work, f"tiny_smoke,learning_rate={rate}") for rate in ("0.003", "0.001")
+    )
+    done = first.type("train", "-m", *WORDS, *sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    begun = first.job()
+    first.wait_for_step()
+    cluster.run("scancel", "--batch", "--signal=USR1", str(begun))
+    assert first.finish().fields["JobId"] != str(begun)
+    second.finish()
+    assert second.journal("started")[0]["time"] >= first.ends()[-1]["time"]
