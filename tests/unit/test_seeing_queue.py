@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 
 from launcher.__main__ import main
+from launcher.compose import compose_run
 from launcher.seeing.facts import read_facts
 from launcher.seeing.slurm import JobView, SlurmView, ask_jobs
 from launcher.seeing.state import judge
+from launcher.slurm.follow import find_ending
 from launcher.slurm.journal import append_line, read_journal
+from launcher.slurm.submit import refuse_second
+from launcher.tree import ConfigTree
 from launcher.why.awaited import find_awaited, say_awaited
 from tests.seen_run import put_on_path, write, write_lines, write_run
+from training.errors import ClusterError
 from training.layout import RunLayout
 
 AWAY = "Slurm's controller does not answer"
@@ -186,3 +191,30 @@ def test_watch_and_stop_know_a_finished_run_while_the_controller_is_away(
     assert main(["stop", "mine"]) == 2
     assert "nothing of mine is running: it is COMPLETED after step 10" in capsys.readouterr().err
     assert not layout.stop_request.exists()
+
+
+def test_a_run_whose_jobs_are_forgotten_is_not_submitted_twice_while_it_lives(tmp_path: Path) -> None:
+    layout = write_run(Path("runs/mine").absolute(), host="elsewhere")
+    with pytest.raises(
+        ClusterError, match=r"^mine lives \(on elsewhere\), and .*`metier stop mine` lets it save"
+    ):
+        refuse_second(layout)
+    other = RunLayout(Path("runs/other").absolute())
+    put_on_path(tmp_path / "bin", "squeue", f"echo '12 /home/x.sh'; echo '13 {other.job_script}'")
+    with pytest.raises(ClusterError, match=r"^job 13 is of other and lives, and .*`scancel 13`"):
+        refuse_second(other)
+    write(layout.outcome, {"state": "STOPPED", "step": 5})
+    refuse_second(layout)
+    refuse_second(RunLayout(Path("runs/new").absolute()))
+
+
+def test_who_follows_a_run_that_is_taken_out_of_the_queue_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = write_waiting(tmp_path)
+    config = compose_run(["experiment=tiny_smoke", "name=mine"], ConfigTree(None)).config
+    append_line(layout.jobs, "stop", by="user ann@login", cancelled=["7"], told=[])
+    put_on_path(tmp_path / "bin", "squeue", "exit 0")
+    ending = find_ending(config, layout)
+    assert (ending.exit_code, ending.state) == (0, "STOPPED")
+    assert "asked by user ann@login" in capsys.readouterr().out
