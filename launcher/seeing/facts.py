@@ -20,7 +20,7 @@ from launcher.seeing.read import (
     whole_number,
 )
 from launcher.slurm.facts import BY_USER
-from launcher.slurm.journal import find_withdrawn, is_decided, read_journal
+from launcher.slurm.journal import find_decision, find_withdrawn, read_journal
 from training.layout import RunLayout
 from training.metrics.goodput import find_goodput, read_first_start
 
@@ -60,8 +60,8 @@ class RunFacts:
     withdrawn: str
     """Of a stop by which a person has taken its newest job out of the queue: who, and when; else nothing."""
 
-    is_decided: bool
-    """Whether its newest job has said that nothing comes after it."""
+    decision: Line
+    """Of its newest job: that nothing comes after it, and why; else nothing."""
 
     claim: Line
     """The newest start's: host, pid, time."""
@@ -108,7 +108,7 @@ def read_facts(layout: RunLayout, now: float | None = None) -> RunFacts:
         outcome=outcome,
         wish=_read_wish(layout),
         withdrawn=text(find_withdrawn(jobs) or {}, "by"),
-        is_decided=is_decided(jobs),
+        decision=find_decision(jobs) or {},
         claim=read_object(claims[-1]) if claims else {},
         jobs=read_jobs(layout),
         journal=tuple(journal),
@@ -169,15 +169,16 @@ def read_hearts(layout: RunLayout) -> dict[int, Line]:
 
 
 def read_jobs(layout: RunLayout, *, stages: bool = False) -> tuple[str, ...]:
-    """Read the numbers of the run's jobs from jobs.jsonl, each once, oldest first.
+    """Read the numbers of the run's jobs from jobs.jsonl, each once, oldest first; none that was called off.
 
     Args:
         layout: The run.
         stages: Those that prepare before the training and evaluate and export after it, instead of its own.
     """
-    lines = [line for line in read_records(layout.jobs) if (line.get("event") == "stage") == stages]
-    found = (str(line.get("job") or "") for line in lines)
-    return tuple(dict.fromkeys(job for job in found if job[:1].isdecimal()))
+    lines = read_records(layout.jobs)
+    off = {str(line.get("job")) for line in lines if line.get("event") == "called_off"}
+    found = (str(line.get("job") or "") for line in lines if (line.get("event") == "stage") == stages)
+    return tuple(dict.fromkeys(job for job in found if job[:1].isdecimal() and job not in off))
 
 
 def _read_wish(layout: RunLayout) -> str:

@@ -10,6 +10,7 @@ from launcher.seeing.facts import RunFacts, is_here, read_facts, read_hearts, sa
 from launcher.seeing.here import find_ranks
 from launcher.seeing.read import number, text
 from launcher.seeing.slurm import JobView, SlurmView, ask_jobs
+from launcher.slurm.journal import ENDS
 from training.layout import RunLayout
 
 SILENT_SECONDS = 120.0
@@ -64,7 +65,7 @@ def judge(facts: RunFacts, slurm: SlurmView, here: Mapping[Path, Sequence[int]],
     job = choose_job(facts.jobs, slurm.jobs.values())
     # Without its controller Slurm knows the past alone: what the run itself has said goes first.
     unasked = bool(slurm.trouble) and bool(facts.jobs)
-    if job is not None and job.is_active and not (unasked and facts.is_decided):
+    if job is not None and job.is_active and not (unasked and facts.decision):
         state, note, is_over = job.state, f"{_say_job(job)}{_say_phase(facts, now)}", False
     elif facts.layout.root in here:
         state, note, is_over = "RUNNING", f"on {os.uname().nodename}{_say_phase(facts, now)}", False
@@ -72,12 +73,12 @@ def judge(facts: RunFacts, slurm: SlurmView, here: Mapping[Path, Sequence[int]],
         state, note, is_over = "STOPPED", _say_withdrawn(facts), True
     elif job is not None and job.is_unmet:
         state, note, is_over = job.state, f"job {job.job} never began: what it waited for has failed", True
+    elif facts.decision and text(facts.outcome, "state") != ENDS[facts.decision["step"]]:
+        # The ranks had no time to say it, or what they said is of an earlier job.
+        state, note, is_over = ENDS[facts.decision["step"]], text(facts.decision, "reason"), True
     elif text(facts.outcome, "state"):
-        state, note, is_over = (
-            text(facts.outcome, "state"),
-            say_outcome(facts),
-            facts.is_decided or not unasked,
-        )
+        over = bool(facts.decision) or not unasked
+        state, note, is_over = text(facts.outcome, "state"), say_outcome(facts), over
     elif job is not None:
         state, note, is_over = job.state, f"job {job.job} is over, and no rank has said how", True
     else:

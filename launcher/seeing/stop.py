@@ -68,7 +68,7 @@ def stop_run(view: RunView, trouble: str, *, now: bool) -> list[str]:
         ClusterError: Nothing of it runs or waits, as far as can be known.
     """
     facts = view.facts
-    if view.is_over and (facts.is_decided or not trouble):
+    if view.is_over and (facts.decision or not trouble):
         how = f"it is {view.state}" + (f" after step {facts.step}" if facts.step is not None else "")
         raise ClusterError(f"nothing of {facts.name} is running: {how}")
     who = say_who()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.local import Ending, read_ending
 from launcher.slurm.call import SlurmError
-from launcher.slurm.journal import find_withdrawn, is_decided, newest_job, read_journal
+from launcher.slurm.journal import find_decision, find_withdrawn, newest_job, read_journal
 from launcher.slurm.submit import find_job_state
 from training.config.schema import RunConfig
 from training.errors import EXIT_FAILED, EXIT_OK
@@ -43,7 +43,7 @@ def _say_change(layout: RunLayout, job: str, before: str) -> str:
         state = find_job_state(job) or "GONE"
     except SlurmError:
         # The controller is away: the run's own files say what goes on.
-        return "GONE" if is_decided(read_journal(layout.jobs)) else before
+        return "GONE" if find_decision(read_journal(layout.jobs)) else before
     if state not in {before, "GONE"}:
         sys.stdout.write(f"job {job} is {state.lower()}\n")
         sys.stdout.flush()

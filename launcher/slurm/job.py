@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from launcher.slurm.living import choose_deputies, choose_living, find_states, l
 from launcher.slurm.successor import call_off_next, find_waiting, hand_over, own_job, submit_next
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
-from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
+from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError, first_line
 from training.fence import find_incarnation
 from training.layout import RunLayout
 from training.verdict import read_verdict
@@ -64,17 +65,39 @@ def main(words: Sequence[str]) -> int:
     action, root, *rest = words
     layout = RunLayout(Path(root))
     try:
-        config = read_frozen(layout.config)
-        match action:
-            case "begin":
-                return _begin(layout, config)
-            case "judge":
-                return _judge(layout, config, int(rest[0]))
-            case _:
-                return _decide(layout, config, int(rest[0]), rest[1] if rest[1:] else "")
+        return _answer(action, layout, rest)
     except MetierError as error:
-        _say(f"{error}")
+        _give_up(layout, error)
         return EXIT_USER_ERROR
+    except Exception as error:
+        traceback.print_exc()
+        _give_up(layout, error)
+        return EXIT_FAILED
+
+
+def _answer(action: str, layout: RunLayout, rest: Sequence[str]) -> int:
+    config = read_frozen(layout.config)
+    match action:
+        case "begin":
+            return _begin(layout, config)
+        case "judge":
+            return _judge(layout, config, int(rest[0]))
+        case _:
+            return _decide(layout, config, int(rest[0]), rest[1] if rest[1:] else "")
+
+
+def _give_up(layout: RunLayout, error: Exception) -> None:
+    """End the run with an error of this script's own, as far as that can still be written and called off."""
+    kind = type(error).__name__
+    decision = Decision(step="failed", reason=f"the job's script failed: {kind}: {first_line(error)}")
+    try:
+        job = own_job()
+        if is_superseded(read_journal(layout.jobs), job, own_restart()):
+            _say(decision.reason)
+        else:
+            _end(layout, job, decision, error_class=kind)
+    except Exception:
+        traceback.print_exc()
 
 
 def port_of(job: str, starts: int) -> int:
@@ -224,8 +247,8 @@ def _go_on_later(layout: RunLayout, config: RunConfig, job: str, exclude: Sequen
     return REQUEUED if by == job else ENOUGH
 
 
-def _end(layout: RunLayout, job: str, decision: Decision) -> int:
-    append_line(layout.jobs, "decided", job=job, step=decision.step, reason=decision.reason)
+def _end(layout: RunLayout, job: str, decision: Decision, **facts: object) -> int:
+    append_line(layout.jobs, "decided", job=job, step=decision.step, reason=decision.reason, **facts)
     if decision.step == "failed":
         append_line(layout.jobs, "given_up", job=job, reason=decision.reason)
     _say(decision.reason)

@@ -11,8 +11,10 @@ from training.metrics.lines import read_lines
 
 Line = dict[str, Any]
 
-ENDS = frozenset({"finished", "stopped", "overtaken", "failed"})
-"""Decisions after which nothing comes: see decide.py."""
+ENDS = {"finished": "COMPLETED", "stopped": "STOPPED", "overtaken": "FENCED", "failed": "FAILED"}
+"""Decisions after which nothing comes (decide.py), and the outcome that each means."""
+
+_OF_JOBS = frozenset({"submitted", "next", "started", "decided"})
 
 
 def append_line(path: Path, event: str, **facts: object) -> Line:
@@ -52,16 +54,16 @@ def newest_job(lines: list[Line]) -> str | None:
     )
 
 
-def is_decided(lines: list[Line]) -> bool:
-    """Whether the newest job of the run has said that nothing comes after it."""
-    of_jobs = [line for line in lines if line["event"] in {"submitted", "next", "started", "decided"}]
-    return bool(of_jobs) and of_jobs[-1].get("step") in ENDS
+def find_decision(lines: list[Line]) -> Line | None:
+    """Find the newest job's decision that nothing comes after it; None where it has not decided that."""
+    last = next((line for line in reversed(lines) if line["event"] in _OF_JOBS), None)
+    return last if last is not None and last.get("step") in ENDS else None
 
 
 def find_withdrawn(lines: list[Line]) -> Line | None:
     """Find the stop by which a person has taken the newest job out of the queue; None where it was none."""
     last = next((line for line in reversed(lines) if line["event"] != "stage"), None)
-    if last is None or last["event"] != "stop" or is_decided(lines):
+    if last is None or last["event"] != "stop" or find_decision(lines):
         return None
     return last if newest_job(lines) in last.get("cancelled", []) else None
 

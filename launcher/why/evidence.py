@@ -226,9 +226,12 @@ def _read_events(run: RunFacts) -> list[Fact]:
 
 
 def _read_jobs(layout: RunLayout) -> list[Fact]:
+    """Read what was decided since a person has submitted the run last."""
+    lines = read_records(layout.jobs)
+    last = max((at for at, line in enumerate(lines) if line.get("event") == "submitted"), default=0)
     return [
         Fact(source="events", text=json.dumps(line, ensure_ascii=False), where="jobs.jsonl")
-        for line in read_records(layout.jobs)
+        for line in lines[last:]
     ]
 
 
