@@ -20,7 +20,7 @@ from launcher.seeing.read import (
     whole_number,
 )
 from launcher.slurm.facts import BY_USER
-from launcher.slurm.journal import find_decision, find_withdrawn, read_journal
+from launcher.slurm.journal import find_decision, find_stages, find_withdrawn, read_journal
 from training.layout import RunLayout
 from training.metrics.goodput import find_goodput, read_first_start
 
@@ -69,6 +69,9 @@ class RunFacts:
     jobs: tuple[str, ...]
     """Slurm's numbers, in the order in which they were submitted."""
 
+    stages: tuple[tuple[str, str], ...]
+    """The jobs before and after the training that were submitted with it: number, and what it does."""
+
     journal: tuple[Line, ...]
     events: tuple[Line, ...]
 
@@ -111,6 +114,7 @@ def read_facts(layout: RunLayout, now: float | None = None) -> RunFacts:
         decision=find_decision(jobs) or {},
         claim=read_object(claims[-1]) if claims else {},
         jobs=read_jobs(layout),
+        stages=tuple((str(line.get("job")), str(line.get("stage"))) for line in find_stages(jobs)),
         journal=tuple(journal),
         events=tuple(events),
     )

@@ -16,6 +16,9 @@ from training.layout import RunLayout
 SILENT_SECONDS = 120.0
 """Without a sign for so long, a run whose processes cannot be seen from here is called silent."""
 
+_UNSAID = frozenset({"COMPLETED", "CANCELLED"})
+"""Of a job beside the training: it has ended well, or because another one has not."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
@@ -27,6 +30,9 @@ class RunView:
 
     note: str
     """What there is to say besides; nothing where nothing is."""
+
+    stages: str
+    """Which jobs before and after the training wait, run, or have failed; nothing where none does."""
 
     job: JobView | None
     """The job that counts: the newest that is not over, else the newest."""
@@ -48,7 +54,7 @@ def look_at(layouts: Sequence[RunLayout]) -> tuple[list[RunView], str]:
     """
     now = time.time()
     facts = [read_facts(layout, now) for layout in layouts]
-    slurm = ask_jobs(job for each in facts for job in each.jobs)
+    slurm = ask_jobs(job for each in facts for job in (*each.jobs, *(job for job, _ in each.stages)))
     here = find_ranks()
     return [judge(each, slurm, here, now) for each in facts], slurm.trouble
 
@@ -83,7 +89,19 @@ def judge(facts: RunFacts, slurm: SlurmView, here: Mapping[Path, Sequence[int]],
         state, note, is_over = job.state, f"job {job.job} is over, and no rank has said how", True
     else:
         state, note, is_over = _judge_by_signs(facts, now)
-    return RunView(facts=facts, state=state, note=note, job=job, is_over=is_over)
+    return RunView(
+        facts=facts, state=state, note=note, stages=_say_stages(facts, slurm), job=job, is_over=is_over
+    )
+
+
+def _say_stages(facts: RunFacts, slurm: SlurmView) -> str:
+    said = []
+    for first, stage in facts.stages:
+        # An array's tasks have its number before their own.
+        views = [view for job, view in slurm.jobs.items() if job.partition("_")[0] == first]
+        states = dict.fromkeys(view.state for view in views if view.state not in _UNSAID)
+        said += [f"{stage} {first} {'/'.join(states)}"] if states else []
+    return ", ".join(said)
 
 
 def _judge_by_signs(facts: RunFacts, now: float) -> tuple[str, str, bool]:
@@ -129,7 +147,7 @@ def _say_phase(facts: RunFacts, now: float) -> str:
     newest = [heart for heart in hearts.values() if heart.get("incarnation") in {facts.starts, None}]
     since = min((number(heart, "since") or now for heart in newest), default=now)
     phase = next((text(heart, "phase") for heart in newest if number(heart, "since") == since), "")
-    return f", {phase} for {now - since:.0f} s" if phase not in {"", "step"} else ""
+    return f", {phase} for {max(0.0, now - since):.0f} s" if phase not in {"", "step"} else ""
 
 
 def _say_job(job: JobView) -> str:

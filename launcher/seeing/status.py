@@ -81,9 +81,9 @@ def write_table(views: Sequence[RunView], now: float) -> str:
 
 def say_more(view: RunView) -> str:
     """Say what the table has no column for, and what can be done."""
-    if view.state in {"FAILED", "KILLED", "SILENT"} or view.is_unexplained:
-        return f"{view.note}; metier why {view.facts.name}"
-    return view.note
+    unclear = view.state in {"FAILED", "KILLED", "SILENT"} or view.is_unexplained
+    parts = (view.note, view.stages, f"metier why {view.facts.name}" if unclear else "")
+    return "; ".join(part for part in parts if part)
 
 
 def as_record(view: RunView) -> dict[str, Any]:
@@ -94,6 +94,7 @@ def as_record(view: RunView) -> dict[str, Any]:
         "folder": str(facts.layout.root),
         "state": view.state,
         "note": view.note,
+        "stages": view.stages,
         "is_over": view.is_over,
         "job": view.job.job if view.job else None,
         "nodes": view.job.nodes if view.job else None,

@@ -31,21 +31,23 @@ from launcher.slurm.facts import (
     read_slurm_log,
 )
 from launcher.slurm.journal import (
-    Line,
     append_line,
     count_idle_starts,
     count_in_vain,
+    find_bad_nodes,
     is_superseded,
+    last_submission,
     read_journal,
 )
 from launcher.slurm.living import choose_deputies, choose_living, find_states, list_nodes
+from launcher.slurm.request import find_look_seconds
 from launcher.slurm.successor import call_off_next, find_waiting, hand_over, own_job, submit_next
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError, first_line
 from training.fence import find_incarnation
 from training.layout import RunLayout
-from training.verdict import read_verdict
+from training.verdict import blame_lead, read_verdict
 
 AGAIN = "again"
 ENOUGH = 3
@@ -55,6 +57,9 @@ REQUEUED = 4
 """This job was put back into the queue: its script waits until Slurm ends it."""
 
 _FIRST_PORT, _PORTS = 15_000, 10_000
+_TIMED_OUT = 124
+"""What timeout(1) ends with, in the job's script."""
+
 _AWAY_PAUSE_SECONDS = 10.0
 _MOST_IN_VAIN = 30
 """So often Slurm may refuse to begin a start because of the last one's, 10 s apart."""
@@ -121,7 +126,7 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
         return _end(layout, job, Decision(step="failed", reason=reason))
     if not config.cluster.slurm.requeue and find_waiting(lines, job) is None:
         _say(f"job {submit_next(layout, after=job)} goes on when this one ends")
-    living = _find_living(_bad_nodes(lines, job))
+    living = _find_living(find_bad_nodes(lines, job))
     nodes = living[: config.cluster.nodes]
     if len(nodes) < config.cluster.nodes:
         _say("fewer nodes live than the run needs")
@@ -155,7 +160,14 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
 
 
 def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
-    job, verdict = own_job(), read_verdict(layout.preflight)
+    job, preflight = own_job(), config.cluster.preflight
+    if code == _TIMED_OUT and read_verdict(layout.preflight).kind == "unknown":
+        _say(
+            blame_lead(
+                layout.preflight, preflight, find_look_seconds(config.cluster), os.environ["MASTER_ADDR"]
+            )
+        )
+    verdict = read_verdict(layout.preflight)
     if verdict.kind in {"ok", "warn", "unknown"}:
         if verdict.kind == "unknown":
             _say(f"the preflight ended with {code} and told nothing; training starts all the same")
@@ -163,17 +175,17 @@ def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
     append_line(
         layout.jobs, "preflight", job=job, verdict=verdict.kind, bad=verdict.nodes, reason=verdict.reason
     )
-    mode, lines = config.cluster.preflight.mode, read_journal(layout.jobs)
+    mode, lines = preflight.mode, read_journal(layout.jobs)
     if mode == "stop" or (verdict.kind == "stop" and mode != "warn"):
         return _end(layout, job, Decision(step="failed", reason=f"preflight: {verdict.reason}"))
-    if mode == "warn" or _are_enough(config, _bad_nodes(lines, job)):
+    if mode == "warn" or _are_enough(config, find_bad_nodes(lines, job)):
         how = "all the same (cluster.preflight.mode=warn)" if mode == "warn" else "on the other nodes"
         _say(f"preflight: {verdict.reason}; training starts {how}")
         return EXIT_OK
     excluded = sorted(
         {node for line in lines if line["event"] == "preflight" for node in line.get("bad", [])}
     )
-    tries = sum(line["event"] == "preflight" for line in lines[_last_submission(lines) :])
+    tries = sum(line["event"] == "preflight" for line in lines[last_submission(lines) :])
     if tries > config.cluster.slurm.starts_without_progress:
         reason = f"given up: {tries} preflights in a row found bad nodes; the last: {verdict.reason}"
         return _end(layout, job, Decision(step="failed", reason=reason))
@@ -235,7 +247,7 @@ def _again(layout: RunLayout, config: RunConfig, job: str, decision: Decision, *
     _say(f"{decision.reason}; starting again")
     if away:
         time.sleep(_AWAY_PAUSE_SECONDS)
-    elif not _are_enough(config, _bad_nodes(read_journal(layout.jobs), job)):
+    elif not _are_enough(config, find_bad_nodes(read_journal(layout.jobs), job)):
         return _go_on_later(layout, config, job)
     sys.stdout.write(f"{AGAIN}\n")
     return EXIT_OK
@@ -264,17 +276,6 @@ def _are_enough(config: RunConfig, without: set[str]) -> bool:
 def _find_living(without: set[str]) -> list[str]:
     nodelist = os.environ["SLURM_JOB_NODELIST"]
     return choose_living(list_nodes(nodelist, attempts=PATIENT), find_states(nodelist), without)
-
-
-def _bad_nodes(lines: Sequence[Line], job: str) -> set[str]:
-    found = next(
-        (line for line in reversed(lines) if line["event"] == "preflight" and line.get("job") == job), None
-    )
-    return set(found.get("bad", [])) if found else set()
-
-
-def _last_submission(lines: Sequence[Line]) -> int:
-    return max((at for at, line in enumerate(lines) if line["event"] == "submitted"), default=0)
 
 
 def _say(text: str) -> None:

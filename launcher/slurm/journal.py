@@ -1,5 +1,6 @@
 """jobs.jsonl: each job that was submitted for a run, each start in it, and what was decided at its end."""
 
+import itertools
 import json
 import os
 import time
@@ -85,6 +86,29 @@ def is_superseded(lines: list[Line], job: str, restart: int) -> bool:
         for line in lines
         if line["event"] == "started"
     )
+
+
+def find_bad_nodes(lines: list[Line], job: str) -> set[str]:
+    """Name the nodes that the newest preflight of a job has found bad."""
+    found = next(
+        (line for line in reversed(lines) if line["event"] == "preflight" and line.get("job") == job), None
+    )
+    return set(found.get("bad", [])) if found else set()
+
+
+def last_submission(lines: list[Line]) -> int:
+    """Find the line by which a person has submitted the run last; 0 where there is none."""
+    return max((at for at, line in enumerate(lines) if line["event"] == "submitted"), default=0)
+
+
+def find_stages(lines: list[Line]) -> list[Line]:
+    """Find the jobs that were submitted beside the training's, with its newest: before it and after."""
+    last = last_submission(lines)
+    before = itertools.takewhile(
+        lambda line: line["event"] == "stage" and str(line.get("stage")).startswith("prepare"),
+        reversed(lines[:last]),
+    )
+    return [*reversed(list(before)), *(line for line in lines[last:] if line["event"] == "stage")]
 
 
 def count_in_vain(lines: list[Line]) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 
 from launcher.seeing.facts import RunFacts, read_facts
 from launcher.seeing.logs import find_rank_logs
-from launcher.seeing.read import read_object, read_records, read_tail, text
+from launcher.seeing.read import read_object, read_tail, text
 from launcher.seeing.slurm import JobView, ask_jobs, read_queue
-from launcher.slurm.journal import read_journal
+from launcher.slurm.journal import last_submission, read_journal
 from launcher.why.awaited import find_awaited, say_awaited
 from launcher.why.match import Fact
 from launcher.why.sacct import Row, ask_rows, is_of, last_start, read_rows, say_row
@@ -227,11 +227,10 @@ def _read_events(run: RunFacts) -> list[Fact]:
 
 def _read_jobs(layout: RunLayout) -> list[Fact]:
     """Read what was decided since a person has submitted the run last."""
-    lines = read_records(layout.jobs)
-    last = max((at for at, line in enumerate(lines) if line.get("event") == "submitted"), default=0)
+    lines = read_journal(layout.jobs)
     return [
         Fact(source="events", text=json.dumps(line, ensure_ascii=False), where="jobs.jsonl")
-        for line in lines[last:]
+        for line in lines[last_submission(lines) :]
     ]
 
 

@@ -218,3 +218,50 @@ def test_who_follows_a_run_that_is_taken_out_of_the_queue_is_told(
     ending = find_ending(config, layout)
     assert (ending.exit_code, ending.state) == (0, "STOPPED")
     assert "asked by user ann@login" in capsys.readouterr().out
+
+
+def test_a_row_names_the_jobs_before_and_after_the_training_that_wait_run_or_have_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(Path("runs/preflight"))  # of no run: no row
+    layout = write_run(Path("runs/mine"), host="elsewhere")
+    stages = [("1", "prepare"), ("2", "prepare_shares"), ("3", "prepare"), ("5", "evaluate"), ("6", "export")]
+    lines = [{"event": "stage", "job": job, "stage": stage} for job, stage in stages]
+    lines.insert(1, {"event": "submitted", "job": "0"})  # the first is of an earlier time
+    lines.insert(4, {"event": "submitted", "job": "4"})
+    write_lines(layout.jobs, lines)
+    rows = ("1|FAILED", "2_0|COMPLETED", "2_1|RUNNING", "3|PENDING", "4|PENDING", "5|TIMEOUT", "6|CANCELLED")
+    script = "\n".join(f"echo '{row}||'" for row in rows)
+    put_on_path(tmp_path / "bin", "squeue", script)
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said[1:2]] == ["mine"]
+    assert said[-1] == "mine: job 4; prepare_shares 2 RUNNING, prepare 3 PENDING, evaluate 5 TIMEOUT"
+
+
+def test_a_clock_that_is_ahead_makes_no_negative_time(tmp_path: Path) -> None:
+    layout = write_run(Path("runs/mine").absolute())
+    write(layout.pulse / "heart_0.json", {"phase": "save", "since": 10.4, "incarnation": 1})
+    slurm = SlurmView(jobs={"7": JobView(job="7", state="RUNNING", nodes="node1")})
+    write_lines(layout.jobs, [{"event": "submitted", "job": "7"}])
+    assert judge(read_facts(layout), slurm, {}, 10.0).note == "job 7 on node1, save for 0 s"
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["status", ""], "'' is no run's name; known here: mine"),
+        (["why", "--log", "."], "--log .: a folder; name a file in it, or give a run's folder without --log"),
+        (["drill", "kinds="], "kinds=: wanted one or several of notice, stop, kill, requeue, with commas"),
+        (["drill", "kinds=kill,"], "kinds=kill,: wanted one or several of"),
+        (["cluster", "show", "mine", "words"], "mine: metier cluster show takes no further word"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused_in_one_line(
+    words: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(Path("runs/mine"))
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert wanted in said
+    assert said.count("\n") == 1
