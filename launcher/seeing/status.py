@@ -26,6 +26,9 @@ RUN is a run's folder, or its name in runs/; without one, all of them. One line 
   goodput     the part of the time since the first start that was steps that count
   checkpoint  the newest one's step, and its age
 
+Below the table: what there is to say besides, also which of the jobs that `metier run` has submitted before
+and after a training wait, run or have failed.
+
 Slurm is asked once for all runs, and not waited for when it does not answer.
 
 Examples
