@@ -9,7 +9,7 @@ from pathlib import Path
 # Else torch tells at length of every connection that a peer closes.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
+from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError, StorageError
 from training.layout import RunLayout
 from training.preflight.nodes import find_node
 from training.processes import end_with_parent
@@ -26,7 +26,8 @@ def main() -> int:
     layout = RunLayout(Path(sys.argv[1]).absolute())
     try:
         if leads:
-            note_lead(layout.preflight, find_node(os.environ))
+            with contextlib.suppress(StorageError):  # it will be found out, and told
+                note_lead(layout.preflight, find_node(os.environ))
         from training.preflight.run import quieten, run  # noqa: PLC0415
 
         return run(layout, os.environ, quieten())
