@@ -127,6 +127,10 @@ def _read_kinds(text: str | None, where: str) -> tuple[Kind, ...]:
     if text is None:
         return _SLURM_KINDS if where == "slurm" else _LOCAL_KINDS
     kinds = text.split(",")
+    if not all(kinds):
+        raise ConfigError(
+            f"kinds={text}: wanted one or several of {', '.join(KINDS)}, with commas between them"
+        )
     for kind in kinds:
         if kind not in KINDS:
             raise ConfigError(f"kinds={text}: {kind} is no interruption{nearest(kind, KINDS)}")

@@ -9,10 +9,12 @@ from typing import Any
 
 from launcher.seeing.facts import RunFacts, read_facts
 from launcher.seeing.logs import find_rank_logs
-from launcher.seeing.read import read_object, read_records, read_tail, text
+from launcher.seeing.read import read_object, read_tail, text
 from launcher.seeing.slurm import JobView, ask_jobs, read_queue
+from launcher.slurm.journal import last_submission, read_journal
+from launcher.why.awaited import find_awaited, say_awaited
 from launcher.why.match import Fact
-from launcher.why.sacct import Row, ask_rows, last_start, read_rows, say_row
+from launcher.why.sacct import Row, ask_rows, is_of, last_start, read_rows, say_row
 from training.layout import START_MARK, RunLayout
 
 START_MARKS = (START_MARK, "metier job: start ")
@@ -69,6 +71,20 @@ def gather(layout: RunLayout, job: str | None = None, said: Path | None = None) 
     run = read_facts(layout)
     job = job or (run.jobs[-1] if run.jobs else None)
     rows, trouble = _find_rows(layout, job)
+    never_begun = _read_never_begun(layout, run, job, rows)
+    facts = never_begun or _read_start(layout, run, job, said)
+    return Evidence(
+        run=run,
+        facts=(*facts, *[Fact(source="sacct", text=say_row(row), where="sacct") for row in last_start(rows)]),
+        failing=None if never_begun else find_failing(run.outcome, facts),
+        rows=tuple(rows),
+        job=job,
+        trouble=trouble,
+    )
+
+
+def _read_start(layout: RunLayout, run: RunFacts, job: str | None, said: Path | None) -> list[Fact]:
+    """Read what the last start has left behind."""
     log = layout.job_log(job) if job else None
     facts = [
         *_read_outcome(run),
@@ -78,19 +94,25 @@ def gather(layout: RunLayout, job: str | None = None, said: Path | None = None) 
         *_read_log("tracker", layout.logs / "tracker.log"),
         *_read_events(run),
         *_read_jobs(layout),
-        *[Fact(source="sacct", text=say_row(row), where="sacct") for row in last_start(rows)],
         *_read_preflight(layout),
     ]
     for path in find_rank_logs(layout):
         facts += _read_log("rank", path, rank=int(path.stem.removeprefix("rank_")))
-    return Evidence(
-        run=run,
-        facts=tuple(facts),
-        failing=find_failing(run.outcome, facts),
-        rows=tuple(rows),
-        job=job,
-        trouble=trouble,
+    return facts
+
+
+def _read_never_begun(layout: RunLayout, run: RunFacts, job: str | None, rows: Sequence[Row]) -> list[Fact]:
+    """Read why a job has never begun; nothing where it has. Whatever else lies there is of earlier ones."""
+    if run.withdrawn:
+        return [Fact(source="outcome", text=f"state=STOPPED wish={run.withdrawn}", where="jobs.jsonl")]
+    before = find_awaited(read_journal(layout.jobs), job, rows, lambda each: _find_rows(layout, each)[0])
+    if before is None:
+        return []
+    waited = Fact(
+        source="sacct", text=f"job {job} waited for {say_awaited(before, layout)}", where="jobs.jsonl"
     )
+    logs = (layout.job_log(row["JobID"]) for row in before.failed)
+    return [waited, *(fact for log in logs for fact in _read_log("job", log))]
 
 
 def gather_text(path: Path, content: Sequence[str]) -> tuple[Fact, ...]:
@@ -148,7 +170,8 @@ def _find_ended(facts: Sequence[Fact]) -> Failing | None:
 def _find_rows(layout: RunLayout, job: str | None) -> tuple[list[Row], str]:
     saved, queue = layout.root / SAVED_ROWS, layout.root / SAVED_QUEUE
     if saved.is_file():
-        return explain_wait(read_rows(read_tail(saved)), read_queue(read_tail(queue))), ""
+        rows = [row for row in read_rows(read_tail(saved)) if job is None or is_of(row, job)]
+        return explain_wait(rows, read_queue(read_tail(queue))), ""
     if job is None:
         return [], ""
     rows, trouble = ask_rows(job)
@@ -203,9 +226,11 @@ def _read_events(run: RunFacts) -> list[Fact]:
 
 
 def _read_jobs(layout: RunLayout) -> list[Fact]:
+    """Read what was decided since a person has submitted the run last."""
+    lines = read_journal(layout.jobs)
     return [
         Fact(source="events", text=json.dumps(line, ensure_ascii=False), where="jobs.jsonl")
-        for line in read_records(layout.jobs)
+        for line in lines[last_submission(lines) :]
     ]
 
 

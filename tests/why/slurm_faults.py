@@ -41,8 +41,8 @@ def submit_script(work: Work, script: str, *options: str) -> int:
     return job
 
 
-def keep_rows(work: Work, job: int, state: str) -> None:
-    """Keep what sacct says of the job, once it says so."""
+def keep_rows(work: Work, job: int | str, state: str) -> None:
+    """Keep what sacct says of the job, or of several with commas between them, once it says so."""
     words = ("sacct", "-D", "-P", f"--format={','.join(FIELDS)}", "-j", str(job))
     rows = ""
 
@@ -125,6 +125,20 @@ def job_cancelled(work: Work) -> None:
     keep_rows(work, job, "CANCELLED")
 
 
+def dependency_failed(work: Work) -> None:
+    before = submit_script(work, "echo 'the corpus was not prepared' >&2; exit 3\n", "--hold")
+    waits = ("--kill-on-invalid-dep=yes", f"--dependency=afterok:{before}")
+    job = submit_script(work, _SLEEP, *waits)
+    lines = (
+        {"event": "stage", "job": str(before), "stage": "prepare", "after": None},
+        {"event": "submitted", "job": str(job), "after": str(before), "nodes": 1},
+    )
+    (work.run / "jobs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    get_cluster().run("scontrol", "release", str(before))
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, f"{before},{job}", "CANCELLED")
+
+
 def preempted(work: Work) -> None:
     job = submit_script(work, _SLEEP, "--partition=abrupt", "--nodes=3", "--exclusive", "--requeue")
     wait_for_state(get_cluster(), job, "RUNNING")
@@ -193,6 +207,7 @@ CASES = {
     "rank_killed.task": task_killed,
     "out_of_memory": out_of_memory,
     "job_cancelled": job_cancelled,
+    "dependency_failed": dependency_failed,
     "preempted": preempted,
     "node_failed": node_failed,
     "time_limit": time_limit,
