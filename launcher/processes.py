@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from training.layout import start_line
 from training.processes import end_with_parent
 
 
@@ -34,6 +35,9 @@ def run_with_log(command: list[str], environment: Mapping[str, str], log: Path) 
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stderr:
+        if stderr.tell():  # an earlier start has complained here
+            stderr.write(start_line().encode())
+            stderr.flush()
         child = _start(command, environment, stderr)
 
         asked = False

@@ -35,7 +35,7 @@ In nearly every case the same command goes on from the last checkpoint, once the
 _PLACES = {
     "outcome": "outcome.json",
     "rank": "a rank's log",
-    "launch": "launch.log",
+    "launch": "torchrun's log",
     "job": "the job's log",
     "command": "what the command prints",
     "events": "events.jsonl",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.seeing.facts import RunFacts, read_facts
-from launcher.seeing.logs import find_rank_logs
+from launcher.seeing.logs import find_launch_logs, find_rank_logs
 from launcher.seeing.read import read_object, read_records, read_tail, text
 from launcher.seeing.slurm import JobView, ask_jobs, read_queue
 from launcher.why.match import Fact
@@ -72,7 +72,7 @@ def gather(layout: RunLayout, job: str | None = None, said: Path | None = None) 
     log = layout.job_log(job) if job else None
     facts = [
         *_read_outcome(run),
-        *_read_log("launch", layout.logs / "launch.log"),
+        *(fact for path in find_launch_logs(layout) for fact in _read_log("launch", path)),
         *(_read_log("job", log) if log else []),
         *_read_log("command", said or layout.root / SAID),
         *_read_log("tracker", layout.logs / "tracker.log"),

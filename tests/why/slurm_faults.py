@@ -14,6 +14,7 @@ from tests.slurm.settings import Settings
 from tests.why.work import Work, wait_for
 
 _HEAD = "#!/bin/bash\n"
+_ACCOUNTS_COUNT = "AccountingStorageEnforce=associations,qos"
 _SLEEP = "srun sleep 600\n"
 _GREEDY = "python3 -c 'a = [bytearray([120]) * (1 << 24) for _ in range(60)]; import time; time.sleep(60)'\n"
 
@@ -62,12 +63,12 @@ def run_script(work: Work, script: str, state: str, *options: str) -> None:
     keep_rows(work, job, state)
 
 
-def refused(work: Work, *options: str) -> None:
+def refused(work: Work, *options: str, site: str = "EnforcePartLimits=ALL") -> None:
     """Keep the words by which sbatch refuses a job, at a site that refuses what a partition forbids."""
     path = work.folder / "job.sh"
     path.write_text(_HEAD + _SLEEP)
     words = ("sbatch", *options, str(path))
-    said = get_cluster("EnforcePartLimits=ALL").run(*words, check=False, cwd=work.folder)
+    said = get_cluster(site).run(*words, check=False, cwd=work.folder)
     work.keep(said.stdout + said.stderr)
 
 
@@ -153,6 +154,14 @@ def partition_unknown(work: Work) -> None:
     refused(work, "--partition=nowhere")
 
 
+def account_invalid(work: Work) -> None:
+    refused(work, "--account=nowhere", site=_ACCOUNTS_COUNT)
+
+
+def qos_invalid(work: Work) -> None:
+    refused(work, "--qos=nowhere", site=_ACCOUNTS_COUNT)
+
+
 def nodes_unavailable(work: Work) -> None:
     refused(work, "--gpus-per-node=16")
 
@@ -197,6 +206,8 @@ CASES = {
     "node_failed": node_failed,
     "time_limit": time_limit,
     "partition_unknown": partition_unknown,
+    "account_invalid": account_invalid,
+    "account_invalid.qos": qos_invalid,
     "nodes_unavailable": nodes_unavailable,
     "nodes_unavailable.count": too_many_nodes,
     "nodes_unavailable.waits": waits_for_nodes,

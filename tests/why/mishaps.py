@@ -1,0 +1,235 @@
+"""More faults that people meet, provoked for real: what the catalogue was first asked blind."""
+
+import contextlib
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.why.commands import CHAT, CHATS
+from tests.why.faults import half_a_run, listening_port, put_back, save_run, small_disk
+from tests.why.work import LONG, TINY, TWO, Work
+
+_MEMORY = Path("/sys/fs/cgroup/memory")
+_HOSTS = (*TINY, "cluster=torchrun", "cluster.nodes=2", "cluster.gpus_per_node=0", "cluster.head_address=127.0.0.1")
+
+
+def shard_cut_short(work: Work) -> None:
+    for path in work.folder.glob("data/*/shards/*.arrow"):
+        path.chmod(0o644)
+        os.truncate(path, path.stat().st_size // 2)
+    work.metier("train", *TWO)
+
+
+def shard_gone(work: Work) -> None:
+    for path in work.folder.glob("data/*/shards/*.arrow"):
+        path.unlink()
+    work.metier("train", *TWO)
+
+
+def disk_filled_by_another(work: Work) -> None:
+    with small_disk(work.folder / "runs", "size=60M"):
+        with work.started("train", *LONG, "loop.max_steps=200"):
+            work.wait_for_step(25)
+            with contextlib.suppress(OSError), (work.folder / "runs" / "another").open("wb") as file:
+                while True:
+                    file.write(bytes(4096))
+        save_run(work)
+    put_back(work)
+
+
+def no_name_left(work: Work) -> None:
+    with small_disk(work.folder / "runs", "size=60M,nr_inodes=60"):
+        work.metier("train", *TWO, "loop.max_steps=400", "loop.checkpoint_every_steps=4")
+        save_run(work)
+    put_back(work)
+
+
+def right_taken_away(work: Work) -> None:
+    (work.folder / "runs").mkdir()
+    os.chown(work.folder / "runs", 65534, 65534)
+    with work.started("train", *LONG, before=reader()):
+        work.wait_for_step(4)
+        os.chown(work.run / "checkpoints", 0, 0)
+        (work.run / "checkpoints").chmod(0o755)
+
+
+def rank_aborted(work: Work) -> None:
+    with work.started("train", *LONG):
+        work.wait_for_step(4)
+        os.kill(work.rank(0), signal.SIGABRT)
+
+
+def torchrun_killed(work: Work) -> None:
+    with work.started("train", *LONG) as command:
+        work.wait_for_step(4)
+        os.kill(torchrun_of(command.pid), signal.SIGKILL)
+
+
+def weights_not_finite(work: Work) -> None:
+    for path in work.folder.glob("models/*/*.safetensors"):
+        with contextlib.suppress(StopIteration):
+            weights = load_file(path)
+            name = next(name for name in sorted(weights) if "mlp" in name)
+            weights[name] = torch.full_like(weights[name], float("nan"))
+            save_file(weights, path, metadata={"format": "pt"})
+    work.metier("train", *TWO)
+
+
+def address_space(work: Work) -> None:
+    work.metier("train", *TWO, before=("prlimit", f"--as={3 << 29}"))
+
+
+def cgroup_memory(work: Work) -> None:
+    group = _MEMORY / f"metier-why-{os.getpid()}"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(700 << 20))
+    try:
+        work.metier("train", *LONG, before=("sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"))
+    finally:
+        for pid in (group / "cgroup.procs").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+        time.sleep(1)
+        group.rmdir()
+
+
+def processor_time(work: Work) -> None:
+    work.metier("train", *LONG, before=("prlimit", "--cpu=15:30"))
+
+
+def file_size(work: Work) -> None:
+    work.metier("train", *TWO, before=("prlimit", f"--fsize={60 << 10}"))
+
+
+def disk_broken(work: Work) -> None:
+    strace = ("strace", "-f", "-qq", "-o", "/dev/null", "--seccomp-bpf", "-e", "trace=fsync,fdatasync")
+    inject = ("-e", "inject=fsync,fdatasync:error=EIO:when=12+")
+    work.metier("train", *TWO, "loop.max_steps=40", before=(*strace, *inject))
+
+
+def library_gone(work: Work) -> None:
+    masked(work, site("torch/lib"))
+
+
+def package_gone(work: Work) -> None:
+    masked(work, site("deepspeed"))
+
+
+def tokenizer_gone(work: Work) -> None:
+    work.take_run()
+    for path in work.folder.glob("models/*/tokenizer*"):
+        path.unlink()
+    work.metier("evaluate", "name=mine")
+
+
+def port_of_head_in_use(work: Work) -> None:
+    with listening_port() as port:
+        work.metier("train", *_HOSTS, f"cluster.head_port={port}", "--node-rank=0")
+
+
+def other_host_never_comes(work: Work) -> None:
+    with listening_port() as port:
+        pass
+    words = (f"cluster.head_port={port}", "cluster.timeout_seconds=15", "--node-rank=0")
+    work.metier("train", *_HOSTS, *words, before=("timeout", "-s", "KILL", "110"))
+
+
+def first_rank_stopped(work: Work) -> None:
+    with work.started("train", *LONG, "cluster.watch.step_seconds=8") as command:
+        work.wait_for_step(30)
+        stopped = work.rank(0)
+        os.kill(stopped, signal.SIGSTOP)
+        command.wait(110)
+
+
+def terminal_closed(work: Work) -> None:
+    with work.started("train", *LONG) as command:
+        work.wait_for_step(4)
+        command.send_signal(signal.SIGHUP)
+
+
+def run_removed(work: Work) -> None:
+    with work.started("train", *LONG):
+        work.wait_for_step(10)
+        for path in (work.run / "checkpoints", work.run / "incarnations"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def vocabulary_too_small(work: Work) -> None:
+    """The corpus has tokens that the model does not know."""
+    for path in work.folder.glob("models/*/*.safetensors"):
+        weights = load_file(path)
+        cut = {name: (each[:64].clone() if each.shape[0] == 258 or "embed" in name or "lm_head" in name else each)
+               for name, each in weights.items()}
+        save_file(cut, path, metadata={"format": "pt"})
+    for path in work.folder.glob("models/*/config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 64}))
+    work.metier("train", *TWO)
+
+
+def source_cut_short(work: Work) -> None:
+    """A download of the data that ended early."""
+    content = gzip.compress("".join(json.dumps(CHAT) + f"{n}\n" for n in range(3000)).encode())
+    (work.folder / "chats.jsonl.gz").write_bytes(content[: len(content) // 2])
+    words = [word.replace("chats.jsonl", "chats.jsonl.gz") for word in CHATS]
+    work.metier("prepare", *words, "data.path=data/mine")
+
+
+def site(name: str) -> Path:
+    return Path(sys.prefix) / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages" / name
+
+
+def masked(work: Work, folder: Path) -> None:
+    """A node on which a folder of the environment is empty: the ranks alone see it so."""
+    work.take_run()
+    torchrun = (sys.executable, "-m", "training.worker", str(work.run))
+    shell = f'mount -t tmpfs none {folder}; exec "$@"'
+    work.do("unshare", "-m", "sh", "-c", shell, "sh", *torchrun)
+
+
+def reader() -> tuple[str, ...]:
+    """Another user who may look into every folder, and write into none of ours."""
+    rights = "+dac_read_search"
+    return ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+            f"--inh-caps={rights}", f"--ambient-caps={rights}")
+
+
+def torchrun_of(parent: int) -> int:
+    (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return int(child)
+
+
+CASES = {
+    "shard_damaged.cut": shard_cut_short,
+    "?shard_missing": shard_gone,
+    "disk_full.another": disk_filled_by_another,
+    "disk_full.names": no_name_left,
+    "permission_denied.later": right_taken_away,
+    "rank_crashed.abort": rank_aborted,
+    "killed_without_word.torchrun": torchrun_killed,
+    "loss_not_finite.weights": weights_not_finite,
+    "memory_exhausted.start": address_space,
+    "rank_killed.cgroup": cgroup_memory,
+    "?processor_time": processor_time,
+    "?file_too_large": file_size,
+    "?disk_broken": disk_broken,
+    "library_missing": library_gone,
+    "package_missing.folder": package_gone,
+    "?tokenizer_missing": tokenizer_gone,
+    "port_in_use.hosts": port_of_head_in_use,
+    "head_unreachable.host": other_host_never_comes,
+    "hang.first": first_rank_stopped,
+    "stopped_by_notice.terminal": terminal_closed,
+    "?run_removed": run_removed,
+    "?vocabulary": vocabulary_too_small,
+    "?source_cut": source_cut_short,
+}
