@@ -10,6 +10,7 @@ from launcher.why.sacct import FIELDS
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import job_nodes, submit, wait_for_job, wait_for_state, wait_until_ended
 from tests.slurm.lifetime import new_root, started
+from tests.slurm.runs import Training
 from tests.slurm.settings import Settings
 from tests.why.work import Work, wait_for
 
@@ -182,6 +183,15 @@ def waits_for_time(work: Work) -> None:
     waits(work, "PartitionTimeLimit", "--partition=short", "--time=2-00:00:00")
 
 
+def preflight_refused(work: Work) -> None:
+    """No disk has so much room as is asked for, and the run may not train without the node that lacks it."""
+    training = Training(get_cluster(), work.folder, name="mine")
+    limits = ("cluster.preflight.mode=stop", "cluster.preflight.min_free_bytes=1000000000000000")
+    job = training.submit("cluster.nodes=1", f"cluster.local_path={work.folder}", *limits)
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, job, "FAILED")
+
+
 def controller_away(work: Work) -> None:
     cluster = get_cluster("EnforcePartLimits=ALL")
     cluster.stop_controller()
@@ -213,5 +223,6 @@ CASES = {
     "nodes_unavailable.waits": waits_for_nodes,
     "time_refused": time_refused,
     "time_refused.waits": waits_for_time,
+    "preflight_refused": preflight_refused,
     "controller_away": controller_away,
 }

@@ -179,7 +179,9 @@ def shorten(path: Path) -> str:
     """Give the end of a text; of events what `metier why` looks at, of the journal its last lines."""
     lines = path.read_text(errors="replace").splitlines()
     if path.name == "events.jsonl":
-        lines = [line for line in lines if not any(f'"event": "{event}"' in line for event in _DROPPED_EVENTS)]
+        lines = [
+            line for line in lines if not any(f'"event": "{event}"' in line for event in _DROPPED_EVENTS)
+        ]
     kept = lines[-3:] if path.name.startswith("metrics") else lines[-_KEPT_LINES:]
     return "".join(f"{line}\n" for line in kept)
 
