@@ -106,8 +106,8 @@ def check_fence(folder: Path, incarnation: int) -> None:
     newest = newest_incarnation(folder)
     if newest < incarnation:
         raise FencedError(
-            f"somebody has removed {folder}, or the whole run, while it trained; start {incarnation} ends without "
-            "saving"
+            f"somebody has removed {folder}, or the whole run, while it trained; start {incarnation} ends "
+            "without saving"
         )
     if newest != incarnation:
         raise FencedError(

@@ -4,12 +4,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from launcher.seeing.facts import RunFacts, read_facts
 from launcher.seeing.logs import find_launch_logs, find_rank_logs
-from launcher.seeing.read import read_object, read_records, read_tail, text
+from launcher.seeing.read import number, read_object, read_records, read_tail, text
 from launcher.seeing.slurm import JobView, ask_jobs, read_queue
 from launcher.why.match import Fact
 from launcher.why.sacct import Row, ask_rows, last_start, read_rows, say_row
@@ -28,6 +29,7 @@ SAID = "command.log"
 """What the command itself printed, kept beside a recorded run."""
 
 _LINES = 400
+_CLOCKS_DIFFER_SECONDS = 60.0
 _ROOT_CAUSE = re.compile(r"rank\s+: (\d+) \(local_rank")
 _HOST = re.compile(r"host\s+: (\S+)")
 _TASK = re.compile(r"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
@@ -81,7 +83,10 @@ def gather(layout: RunLayout, job: str | None = None, said: Path | None = None) 
         *[Fact(source="sacct", text=say_row(row), where="sacct") for row in last_start(rows)],
         *_read_preflight(layout),
     ]
+    claimed = number(run.claim, "time") or 0.0
     for path in find_rank_logs(layout):
+        if is_older(newest_start(read_tail(path, _LINES)), claimed):
+            continue  # the newest start has fewer ranks
         facts += _read_log("rank", path, rank=int(path.stem.removeprefix("rank_")))
     return Evidence(
         run=run,
@@ -102,6 +107,16 @@ def newest_start(lines: Sequence[str]) -> Sequence[str]:
     """Give the lines of the last start; all, where a log does not mark them."""
     marks = [place for place, line in enumerate(lines) if line.startswith(START_MARKS)]
     return lines[marks[-1] :] if marks else lines
+
+
+def is_older(start: Sequence[str], claimed: float) -> bool:
+    """Whether the start that these lines tell of was over before the newest one was asked for."""
+    mark = start[0].removeprefix(START_MARK).split(" on ")[0] if start else ""
+    try:
+        began = datetime.strptime(mark, "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    except ValueError:
+        return False
+    return began < claimed - _CLOCKS_DIFFER_SECONDS
 
 
 def leave_out_followers(lines: Sequence[str]) -> Sequence[str]:

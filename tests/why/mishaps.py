@@ -6,17 +6,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests.why.commands import CHAT, CHATS
-from tests.why.faults import half_a_run, listening_port, put_back, save_run, small_disk
+from tests.why.faults import listening_port, put_back, save_run, small_disk
 from tests.why.work import LONG, TINY, TWO, Work, wait_for
 
 _MEMORY = Path("/sys/fs/cgroup/memory")
@@ -63,7 +61,7 @@ def no_name_left(work: Work) -> None:
 def right_taken_away(work: Work) -> None:
     (work.folder / "runs").mkdir()
     os.chown(work.folder / "runs", 65534, 65534)
-    with work.started("train", *LONG, before=reader()):
+    with work.started("train", *LONG, "loop.max_steps=60", before=reader()):
         work.wait_for_step(25)
         os.chown(work.run / "checkpoints", 0, 0)
         (work.run / "checkpoints").chmod(0o755)
@@ -170,20 +168,20 @@ def run_removed(work: Work) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def vocabulary_too_small(work: Work) -> None:
-    """The corpus has tokens that the model does not know."""
-    for path in work.folder.glob("models/*/*.safetensors"):
-        weights = load_file(path)
-        cut = {
-            name: (
-                each[:64].clone() if each.shape[0] == 258 or "embed" in name or "lm_head" in name else each
-            )
-            for name, each in weights.items()
-        }
-        save_file(cut, path, metadata={"format": "pt"})
-    for path in work.folder.glob("models/*/config.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 64}))
+def config_of_fewer_tokens(work: Work) -> None:
+    configure(work, vocab_size=64)
     work.metier("train", *TWO)
+
+
+def config_of_another_size(work: Work) -> None:
+    configure(work, intermediate_size=200)
+    work.metier("train", *TWO)
+
+
+def configure(work: Work, **changed: int) -> None:
+    """Mix the model's weights with the config.json of another."""
+    for path in work.folder.glob("models/*/config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 def source_cut_short(work: Work) -> None:
@@ -248,10 +246,11 @@ CASES = {
     "package_missing.folder": package_gone,
     "tokenizer_missing": tokenizer_gone,
     "port_in_use.hosts": port_of_head_in_use,
-    "head_unreachable.host": other_host_never_comes,
+    "host_missing": other_host_never_comes,
     "hang.first": first_rank_stopped,
     "stopped_by_notice.terminal": terminal_closed,
     "run_removed": run_removed,
-    "?vocabulary": vocabulary_too_small,
+    "config_mismatch": config_of_another_size,
+    "config_mismatch.tokens": config_of_fewer_tokens,
     "source_damaged": source_cut_short,
 }

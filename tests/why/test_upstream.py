@@ -1,4 +1,4 @@
-"""The causes that nobody here can provoke: their signs against what upstream prints, quoted in upstream.yaml."""
+"""The causes that nobody here can provoke: their signs against what upstream.yaml quotes."""
 
 from pathlib import Path
 from typing import Any
