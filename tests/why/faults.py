@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tests.why.work import FAKE_KEY, LONG, TWO, Work
 
-_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-_KEEPS_READING = (*_NOBODY, "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+_KEEPS_READING = (*NOBODY, "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
 """Another user who may reach our Python wherever it lies; limits hold for nobody as they do not for root."""
-_TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
 def settings_changed(work: Work) -> None:
@@ -164,7 +164,7 @@ def read_only(work: Work) -> None:
 
 def permission_denied(work: Work) -> None:
     (work.folder / "runs").mkdir(mode=0o755)
-    work.metier("train", *TWO, before=_NOBODY)
+    work.metier("train", *TWO, before=NOBODY)
 
 
 def quota_exceeded(work: Work) -> None:
@@ -190,7 +190,7 @@ def threads_limit(work: Work) -> None:
 
 def world_size_wrong(work: Work) -> None:
     work.take_run()
-    work.do(*_TORCHRUN, "--standalone", "--nproc-per-node=3", "-m", "training.worker", str(work.run))
+    work.do(*TORCHRUN, "--standalone", "--nproc-per-node=3", "-m", "training.worker", str(work.run))
 
 
 def environment_incomplete(work: Work) -> None:
@@ -207,12 +207,12 @@ def port_in_use(work: Work) -> None:
     work.take_run()
     with listening_port() as port:
         endpoint = ("--nnodes=1", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
-        work.do(*_TORCHRUN, *endpoint, "-m", "training.worker", str(work.run))
+        work.do(*TORCHRUN, *endpoint, "-m", "training.worker", str(work.run))
 
 
 def head_unreachable(work: Work) -> None:
     work.take_run()
-    work.do(*_TORCHRUN, *meet("127.0.0.1:9"), "-m", "training.worker", str(work.run))
+    work.do(*TORCHRUN, *meet("127.0.0.1:9"), "-m", "training.worker", str(work.run))
 
 
 def head_unknown(work: Work) -> None:

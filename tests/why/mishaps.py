@@ -7,15 +7,18 @@ import os
 import shutil
 import signal
 import sys
-import time
+import sysconfig
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests.why.commands import CHAT, CHATS
-from tests.why.faults import listening_port, put_back, save_run, small_disk
+from tests.why.faults import NOBODY, TORCHRUN, listening_port, put_back, save_run, small_disk
 from tests.why.work import LONG, TINY, TWO, Work, wait_for
+
+_READER = (*NOBODY, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+"""Another user who may look into every folder, and write into none of ours."""
 
 _MEMORY = Path("/sys/fs/cgroup/memory")
 _HOSTS = (
@@ -61,7 +64,7 @@ def no_name_left(work: Work) -> None:
 def right_taken_away(work: Work) -> None:
     (work.folder / "runs").mkdir()
     os.chown(work.folder / "runs", 65534, 65534)
-    with work.started("train", *LONG, "loop.max_steps=60", before=reader()):
+    with work.started("train", *LONG, "loop.max_steps=60", before=_READER):
         work.wait_for_step(25)
         os.chown(work.run / "checkpoints", 0, 0)
         (work.run / "checkpoints").chmod(0o755)
@@ -101,7 +104,7 @@ def cgroup_memory(work: Work) -> None:
     finally:
         for pid in (group / "cgroup.procs").read_text().split():
             os.kill(int(pid), signal.SIGKILL)
-        time.sleep(1)
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), "the end of the group")
         group.rmdir()
 
 
@@ -120,11 +123,11 @@ def disk_broken(work: Work) -> None:
 
 
 def library_gone(work: Work) -> None:
-    masked(work, site("torch/lib"))
+    masked(work, "torch/lib")
 
 
 def package_gone(work: Work) -> None:
-    masked(work, site("deepspeed"))
+    masked(work, "deepspeed")
 
 
 def tokenizer_gone(work: Work) -> None:
@@ -142,15 +145,13 @@ def port_of_head_in_use(work: Work) -> None:
 def other_host_never_comes(work: Work) -> None:
     with listening_port() as port:
         pass
-    words = (f"cluster.head_port={port}", "cluster.timeout_seconds=15", "--node-rank=0")
-    work.metier("train", *_HOSTS, *words, before=("timeout", "-s", "KILL", "110"))
+    work.metier("train", *_HOSTS, f"cluster.head_port={port}", "cluster.timeout_seconds=15", "--node-rank=0")
 
 
 def first_rank_stopped(work: Work) -> None:
     with work.started("train", *LONG, "cluster.watch.step_seconds=8") as command:
         work.wait_for_step(30)
-        stopped = work.rank(0)
-        os.kill(stopped, signal.SIGSTOP)
+        os.kill(work.rank(0), signal.SIGSTOP)
         command.wait(110)
 
 
@@ -162,6 +163,7 @@ def terminal_closed(work: Work) -> None:
 
 
 def run_removed(work: Work) -> None:
+    """What is left behind is what lets the fault be recorded: the logs."""
     with work.started("train", *LONG):
         work.wait_for_step(10)
         for path in (work.run / "checkpoints", work.run / "incarnations"):
@@ -184,6 +186,13 @@ def configure(work: Work, **changed: int) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
+def run_json_cut_short(work: Work) -> None:
+    work.take_run()
+    frozen = work.run / "run.json"
+    os.truncate(frozen, frozen.stat().st_size // 2)
+    work.do(*TORCHRUN, "--standalone", "--nproc-per-node=1", "-m", "training.worker", str(work.run))
+
+
 def source_cut_short(work: Work) -> None:
     """A download of the data that ended early."""
     content = gzip.compress("".join(json.dumps(CHAT) + f"{n}\n" for n in range(3000)).encode())
@@ -192,35 +201,12 @@ def source_cut_short(work: Work) -> None:
     work.metier("prepare", *words, "data.path=data/mine")
 
 
-def site(name: str) -> Path:
-    return (
-        Path(sys.prefix)
-        / "lib"
-        / f"python{sys.version_info[0]}.{sys.version_info[1]}"
-        / "site-packages"
-        / name
-    )
-
-
-def masked(work: Work, folder: Path) -> None:
-    """A node on which a folder of the environment is empty: the ranks alone see it so."""
+def masked(work: Work, folder: str) -> None:
+    """A node on which a folder of the environment is empty: a rank sees it so, and nobody else."""
     work.take_run()
-    torchrun = (sys.executable, "-m", "training.worker", str(work.run))
-    shell = f'mount -t tmpfs none {folder}; exec "$@"'
-    work.do("unshare", "-m", "sh", "-c", shell, "sh", *torchrun)
-
-
-def reader() -> tuple[str, ...]:
-    """Another user who may look into every folder, and write into none of ours."""
-    rights = "+dac_read_search"
-    return (
-        "setpriv",
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        f"--inh-caps={rights}",
-        f"--ambient-caps={rights}",
-    )
+    rank = (sys.executable, "-m", "training.worker", str(work.run))
+    shell = f'mount -t tmpfs none {sysconfig.get_path("purelib")}/{folder}; exec "$@"'
+    work.do("unshare", "-m", "sh", "-c", shell, "sh", *rank)
 
 
 def torchrun_of(parent: int) -> int:
@@ -229,6 +215,7 @@ def torchrun_of(parent: int) -> int:
 
 
 CASES = {
+    "checkpoints_without_run.cut": run_json_cut_short,
     "shard_damaged.cut": shard_cut_short,
     "shard_missing": shard_gone,
     "disk_full.another": disk_filled_by_another,
