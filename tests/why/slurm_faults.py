@@ -183,11 +183,20 @@ def waits_for_time(work: Work) -> None:
     waits(work, "PartitionTimeLimit", "--partition=short", "--time=2-00:00:00")
 
 
+def training_out_of_memory(work: Work) -> None:
+    """The partition's default is less than two processes need."""
+    training = Training(get_cluster(), work.folder, name="mine")
+    job = training.submit("cluster.nodes=1")
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, job, "FAILED")
+
+
 def preflight_refused(work: Work) -> None:
     """No disk has so much room as is asked for, and the run may not train without the node that lacks it."""
     training = Training(get_cluster(), work.folder, name="mine")
     limits = ("cluster.preflight.mode=stop", "cluster.preflight.min_free_bytes=1000000000000000")
-    job = training.submit("cluster.nodes=1", f"cluster.local_path={work.folder}", *limits)
+    room = ("cluster.slurm.memory=3000M", f"cluster.local_path={work.folder}")
+    job = training.submit("cluster.nodes=1", *room, *limits)
     wait_until_ended(get_cluster(), job)
     keep_rows(work, job, "FAILED")
 
@@ -223,6 +232,7 @@ CASES = {
     "nodes_unavailable.waits": waits_for_nodes,
     "time_refused": time_refused,
     "time_refused.waits": waits_for_time,
+    "out_of_memory.training": training_out_of_memory,
     "preflight_refused": preflight_refused,
     "controller_away": controller_away,
 }
