@@ -34,12 +34,12 @@ In nearly every case the same command goes on from the last checkpoint, once the
 """
 
 _PLACES = {
-    "outcome": "outcome.json",
+    "outcome": "outcome.json, in the words of `metier why`",
     "rank": "a rank's log",
     "launch": "torchrun's log",
     "job": "the job's log",
     "command": "what the command prints",
-    "events": "events.jsonl",
+    "events": "events.jsonl or jobs.jsonl",
     "sacct": "sacct",
     "preflight": "preflight.json",
     "tracker": "logs/tracker.log",

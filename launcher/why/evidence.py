@@ -184,7 +184,7 @@ def explain_wait(rows: Sequence[Row], jobs: Mapping[str, JobView]) -> list[Row]:
 def _read_outcome(run: RunFacts) -> list[Fact]:
     outcome = run.outcome
     if not outcome:
-        begun = [Fact(source="outcome", text="state=none", where="outcome.json is missing")]
+        begun = [Fact(source="outcome", text="state=none (nothing was left)", where="no outcome.json")]
         return begun if run.starts else []
     words = " ".join(
         f"{name}={outcome[key]}"
