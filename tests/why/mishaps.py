@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.why.commands import CHAT, CHATS
-from tests.why.faults import NOBODY, TORCHRUN, listening_port, put_back, save_run, small_disk
+from tests.why.means import NOBODY, TORCHRUN, listening_port, put_back, save_run, small_disk
 from tests.why.work import LONG, TINY, TWO, Work, wait_for
 
 _READER = (*NOBODY, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
