@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from training.layout import start_line
 from training.processes import end_with_parent
 
 _LOOK_SECONDS = 0.5
@@ -68,6 +69,9 @@ def run_with_log(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stderr:
+        if stderr.tell():  # an earlier start has complained here
+            stderr.write(start_line().encode())
+            stderr.flush()
         child = _start(command, environment, stderr)
 
         asked = False

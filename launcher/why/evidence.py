@@ -4,12 +4,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from launcher.seeing.facts import RunFacts, read_facts
-from launcher.seeing.logs import find_rank_logs
-from launcher.seeing.read import read_object, read_tail, text
+from launcher.seeing.logs import find_launch_logs, find_rank_logs
+from launcher.seeing.read import number, read_object, read_tail, text
 from launcher.seeing.slurm import JobView, ask_jobs, read_queue
 from launcher.slurm.journal import last_submission, read_journal
 from launcher.why.awaited import find_awaited, say_awaited
@@ -30,6 +31,7 @@ SAID = "command.log"
 """What the command itself printed, kept beside a recorded run."""
 
 _LINES = 400
+_CLOCKS_DIFFER_SECONDS = 60.0
 _ROOT_CAUSE = re.compile(r"rank\s+: (\d+) \(local_rank")
 _HOST = re.compile(r"host\s+: (\S+)")
 _TASK = re.compile(r"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
@@ -88,7 +90,7 @@ def _read_start(layout: RunLayout, run: RunFacts, job: str | None, said: Path | 
     log = layout.job_log(job) if job else None
     facts = [
         *_read_outcome(run),
-        *_read_log("launch", layout.logs / "launch.log"),
+        *(fact for path in find_launch_logs(layout) for fact in _read_log("launch", path)),
         *(_read_log("job", log) if log else []),
         *_read_log("command", said or layout.root / SAID),
         *_read_log("tracker", layout.logs / "tracker.log"),
@@ -96,7 +98,10 @@ def _read_start(layout: RunLayout, run: RunFacts, job: str | None, said: Path | 
         *_read_jobs(layout),
         *_read_preflight(layout),
     ]
+    claimed = number(run.claim, "time") or 0.0
     for path in find_rank_logs(layout):
+        if is_older(newest_start(read_tail(path, _LINES)), claimed):
+            continue  # the newest start has fewer ranks
         facts += _read_log("rank", path, rank=int(path.stem.removeprefix("rank_")))
     return facts
 
@@ -124,6 +129,16 @@ def newest_start(lines: Sequence[str]) -> Sequence[str]:
     """Give the lines of the last start; all, where a log does not mark them."""
     marks = [place for place, line in enumerate(lines) if line.startswith(START_MARKS)]
     return lines[marks[-1] :] if marks else lines
+
+
+def is_older(start: Sequence[str], claimed: float) -> bool:
+    """Whether the start that these lines tell of was over before the newest one was asked for."""
+    mark = start[0].removeprefix(START_MARK).split(" on ")[0] if start else ""
+    try:
+        began = datetime.strptime(mark, "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    except ValueError:
+        return False
+    return began < claimed - _CLOCKS_DIFFER_SECONDS
 
 
 def leave_out_followers(lines: Sequence[str]) -> Sequence[str]:
@@ -192,7 +207,7 @@ def explain_wait(rows: Sequence[Row], jobs: Mapping[str, JobView]) -> list[Row]:
 def _read_outcome(run: RunFacts) -> list[Fact]:
     outcome = run.outcome
     if not outcome:
-        begun = [Fact(source="outcome", text="state=none", where="outcome.json is missing")]
+        begun = [Fact(source="outcome", text="state=none (nothing was left)", where="no outcome.json")]
         return begun if run.starts else []
     words = " ".join(
         f"{name}={outcome[key]}"

@@ -10,10 +10,12 @@ from launcher.why.sacct import FIELDS
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import job_nodes, submit, wait_for_job, wait_for_state, wait_until_ended
 from tests.slurm.lifetime import new_root, started
+from tests.slurm.runs import Training
 from tests.slurm.settings import Settings
 from tests.why.work import Work, wait_for
 
 _HEAD = "#!/bin/bash\n"
+_ACCOUNTS_COUNT = "AccountingStorageEnforce=associations,qos"
 _SLEEP = "srun sleep 600\n"
 _GREEDY = "python3 -c 'a = [bytearray([120]) * (1 << 24) for _ in range(60)]; import time; time.sleep(60)'\n"
 
@@ -62,12 +64,12 @@ def run_script(work: Work, script: str, state: str, *options: str) -> None:
     keep_rows(work, job, state)
 
 
-def refused(work: Work, *options: str) -> None:
+def refused(work: Work, *options: str, site: str = "EnforcePartLimits=ALL") -> None:
     """Keep the words by which sbatch refuses a job, at a site that refuses what a partition forbids."""
     path = work.folder / "job.sh"
     path.write_text(_HEAD + _SLEEP)
     words = ("sbatch", *options, str(path))
-    said = get_cluster("EnforcePartLimits=ALL").run(*words, check=False, cwd=work.folder)
+    said = get_cluster(site).run(*words, check=False, cwd=work.folder)
     work.keep(said.stdout + said.stderr)
 
 
@@ -167,6 +169,14 @@ def partition_unknown(work: Work) -> None:
     refused(work, "--partition=nowhere")
 
 
+def account_invalid(work: Work) -> None:
+    refused(work, "--account=nowhere", site=_ACCOUNTS_COUNT)
+
+
+def qos_invalid(work: Work) -> None:
+    refused(work, "--qos=nowhere", site=_ACCOUNTS_COUNT)
+
+
 def nodes_unavailable(work: Work) -> None:
     refused(work, "--gpus-per-node=16")
 
@@ -185,6 +195,24 @@ def time_refused(work: Work) -> None:
 
 def waits_for_time(work: Work) -> None:
     waits(work, "PartitionTimeLimit", "--partition=short", "--time=2-00:00:00")
+
+
+def training_out_of_memory(work: Work) -> None:
+    """The partition's default is less than two processes need."""
+    training = Training(get_cluster(), work.folder, name="mine")
+    job = training.submit("cluster.nodes=1")
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, job, "FAILED")
+
+
+def preflight_refused(work: Work) -> None:
+    """No disk has so much room as is asked for, and the run may not train without the node that lacks it."""
+    training = Training(get_cluster(), work.folder, name="mine")
+    limits = ("cluster.preflight.mode=stop", "cluster.preflight.min_free_bytes=1000000000000000")
+    room = ("cluster.slurm.memory=3000M", f"cluster.local_path={work.folder}")
+    job = training.submit("cluster.nodes=1", *room, *limits)
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, job, "FAILED")
 
 
 def controller_away(work: Work) -> None:
@@ -212,10 +240,14 @@ CASES = {
     "node_failed": node_failed,
     "time_limit": time_limit,
     "partition_unknown": partition_unknown,
+    "account_invalid": account_invalid,
+    "account_invalid.qos": qos_invalid,
     "nodes_unavailable": nodes_unavailable,
     "nodes_unavailable.count": too_many_nodes,
     "nodes_unavailable.waits": waits_for_nodes,
     "time_refused": time_refused,
     "time_refused.waits": waits_for_time,
+    "out_of_memory.training": training_out_of_memory,
+    "preflight_refused": preflight_refused,
     "controller_away": controller_away,
 }
