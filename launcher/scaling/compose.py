@@ -13,6 +13,7 @@ from launcher.scaling.sizes import Asked, Piece, plan_pieces
 from launcher.tree import ConfigTree
 from launcher.versions import find_versions
 from training.batch import plan_run
+from training.config.cluster import ClusterConfig
 from training.errors import ConfigError
 
 _MISSING = "???"
@@ -28,6 +29,11 @@ class Composition:
 
     run_root: str
     dry_run: bool
+
+    @property
+    def largest(self) -> ClusterConfig:
+        """The cluster of the size with the most nodes."""
+        return max((run.config.cluster for run in self.runs.values()), key=lambda cluster: cluster.nodes)
 
 
 def compose_experiment(asked: Asked, tree: ConfigTree) -> Composition:
