@@ -50,16 +50,16 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
     for word in rest:
         flag, _, value = word.partition("=")
         match flag:
-            case "-h" | "--help" | "-m" | "--multirun" | "--version":
-                switches.add({"-h": "--help", "-m": "--multirun"}.get(flag, flag))
+            case "-h" | "--help" | "--version":
+                switches.add({"-h": "--help"}.get(flag, flag))
             case "-cd" | "--config-dir":
                 config_dir = Path(value or _value_of(flag, rest))
             case _ if word.startswith("-") and verb in TOOLS:
                 tool_flags.append((flag, value or (_value_of(flag, rest) if flag in VALUED else "")))
             case "--node-rank" if verb == "train":
                 node_rank = read_node_rank(value or next(rest, ""))
-            case "-f" | "--follow":
-                switches.add("--follow")
+            case "-f" | "--follow" | "-m" | "--multirun":
+                switches.add({"-f": "--follow", "-m": "--multirun"}.get(flag, flag))
             case "-c" | "--cfg":
                 _check_cfg(value or next(rest, ""))
                 switches.add("--cfg")

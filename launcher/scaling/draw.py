@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ _INK, _FAINT, _GRID = "#1b2430", "#5d6b7d", "#e3e8ef"
 _COLOURS = {"strong": "#0f766e", "weak": "#b45309"}
 _KNEE_OFFSETS = {"strong": 8, "weak": 20}
 _WIDE = 8
-"""From this ratio of the largest to the smallest size on, an axis is logarithmic."""
+"""From this ratio of the largest to the smallest size on, the axes are logarithmic."""
 _STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -52,12 +52,12 @@ def draw(scale: Mapping[str, Any], path: Path) -> None:
         rates.set_title("Throughput")
         rates.set_ylabel("tokens per second")
         sizes = sorted({row["size"] for table in scale["tables"] for row in table["rows"]})
-        if _is_wide(sizes):
+        if sizes[-1] / sizes[0] >= _WIDE:
+            rates.set_yscale("log")
+            # Powers of ten alone may all lie outside.
+            rates.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
             for axes in (rates, efficiency):
                 axes.set_xscale("log", base=2)
-        if _is_wide(sorted(row["size"] for row in measured)):
-            rates.set_yscale("log")
-            rates.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
         else:
             rates.set_ylim(bottom=0)
         rates.yaxis.set_major_formatter("{x:,.0f}")
@@ -74,10 +74,6 @@ def draw(scale: Mapping[str, Any], path: Path) -> None:
         _explain(rates)
         figure.suptitle(f"{scale['name']} · {scale['kind']}", x=0.01, ha="left", fontweight="bold")
         write_atomically(path, lambda partial: figure.savefig(partial, format="png", facecolor="#ffffff"))
-
-
-def _is_wide(sizes: Sequence[int]) -> bool:
-    return bool(sizes) and sizes[-1] / sizes[0] >= _WIDE
 
 
 def _draw_rates(axes: Any, table: Mapping[str, Any]) -> None:

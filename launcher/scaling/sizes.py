@@ -126,7 +126,10 @@ def _read_sizes(own: Mapping[str, str]) -> tuple[Axis, tuple[int, ...]]:
             "cluster.nodes, cluster.gpus_per_node or cluster.processes_per_node"
         )
     axis = given[0]
-    sizes = [_read_number(axis, text, least=1) for text in own[axis].split(",")]
+    texts = [text.strip() for text in own[axis].split(",")]
+    if not all(text.isdecimal() and int(text) for text in texts):
+        raise ConfigError(f"{axis}={own[axis]}: wanted whole numbers, 1 or more, as in {axis}=1,2,4")
+    sizes = [int(text) for text in texts]
     if len(set(sizes)) < len(sizes):
         raise ConfigError(f"{axis}={own[axis]}: a size is there twice; more runs of each are repeats=N")
     return cast(Axis, axis), tuple(sorted(sizes))
@@ -137,7 +140,7 @@ def _read_count(own: Mapping[str, str], key: str, default: int, *, least: int) -
 
 
 def _read_number(key: str, text: str, *, least: int) -> int:
-    if not text.strip().isdecimal() or int(text) < least:
+    if not text.isdecimal() or int(text) < least:
         raise ConfigError(f"{key}={text}: wanted a whole number, {least} or more")
     return int(text)
 
