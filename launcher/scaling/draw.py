@@ -16,6 +16,7 @@ from training.files import write_atomically
 _DOTS_PER_INCH = 160
 _INK, _FAINT, _GRID = "#1b2430", "#5d6b7d", "#e3e8ef"
 _COLOURS = {"strong": "#0f766e", "weak": "#b45309"}
+_FAILED = {"strong": "x", "weak": "+"}  # one does not hide the other
 _KNEE_OFFSETS = {"strong": 8, "weak": 20}
 _WIDE = 8
 """From this ratio of the largest to the smallest size on, the axes are logarithmic."""
@@ -137,7 +138,7 @@ def _draw_failed(panels: tuple[Any, ...], table: Mapping[str, Any]) -> None:
             [0.03] * len(failed),
             transform=axes.get_xaxis_transform(),
             linestyle="none",
-            marker="x",
+            marker=_FAILED[table["mode"]],
             markersize=9,
             markeredgewidth=2.2,
             color=_COLOURS[table["mode"]],

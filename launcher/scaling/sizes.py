@@ -1,5 +1,6 @@
 """What is asked of `metier scale`: sizes, modes, repeats; and the runs that follow from it. Pure."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -86,6 +87,20 @@ def read_words(plain: Sequence[str]) -> Asked:
         knee=_read_fraction(own.get("knee", "0.8")),
         overrides=tuple(overrides),
     )
+
+
+def say_command(asked: Asked) -> str:
+    """Write the command as it could be typed again, whatever a later version takes for granted."""
+    mode = asked.modes[0] if len(asked.modes) == 1 else "both"
+    own = {
+        asked.axis: ",".join(map(str, asked.sizes)),
+        "mode": mode,
+        "repeats": asked.repeats,
+        "steps": asked.steps,
+        "warmup": asked.warmup,
+        "knee": asked.knee,
+    }
+    return shlex.join(["metier", "scale", *asked.overrides, *(f"{key}={own[key]}" for key in own)])
 
 
 def plan_pieces(asked: Asked, name: str) -> list[Piece]:

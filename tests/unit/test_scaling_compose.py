@@ -1,12 +1,13 @@
 """What is asked of `metier scale`, and the runs that follow from it."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from launcher.__main__ import main
 from launcher.scaling.compose import compose_experiment
-from launcher.scaling.sizes import plan_pieces, read_words
+from launcher.scaling.sizes import plan_pieces, read_words, say_command
 from launcher.tree import ConfigTree
 from training.errors import ConfigError
 
@@ -25,6 +26,15 @@ def test_sizes_are_interleaved_over_repeats_and_one_run_serves_both_ways_where_t
     ]  # fmt: skip
     assert [piece.modes for piece in pieces[:3]] == [("strong", "weak"), ("strong",), ("weak",)]
     assert len({piece.name for piece in pieces}) == len(pieces)
+
+
+def test_the_command_that_is_kept_asks_for_the_same_again() -> None:
+    setup = 'cluster.environment.setup=["module load cuda"]'
+    asked = read_words(["experiment=tiny_smoke", setup, "nodes=4,1", "mode=both", "repeats=2", "knee=0.7"])
+
+    metier, scale, *words = shlex.split(say_command(asked))
+    assert (metier, scale) == ("metier", "scale")
+    assert read_words(words) == asked
 
 
 @pytest.mark.parametrize(
