@@ -82,15 +82,17 @@ def was_submitted(run: RunLayout) -> bool:
 def wait_for_all(experiment: Experiment, layout: ScaleLayout) -> None:
     """Return when no run's job is left; Ctrl-C leaves the jobs alone."""
     left = {attempt.name: attempt for attempt in experiment.attempts if was_submitted(layout.run(attempt))}
-    while left:
-        for attempt in list(left.values()):
-            if _has_ended(attempt, layout):
+    try:
+        while left:
+            for attempt in [each for each in left.values() if _has_ended(each, layout)]:
                 del left[attempt.name]
                 ending = "is complete" if is_complete(layout, attempt) else "has failed"
                 sys.stdout.write(f"{attempt.name} {ending}, {len(left)} to come\n")
                 sys.stdout.flush()
-        if left:
-            time.sleep(_ASK_EVERY_SECONDS)
+            time.sleep(_ASK_EVERY_SECONDS if left else 0)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"the jobs go on; `metier scale collect {experiment.name} --wait` waits again\n")
+        raise
 
 
 def _has_ended(attempt: Attempt, layout: ScaleLayout) -> bool:

@@ -80,7 +80,11 @@ def run(words: Words) -> int:
     number = find_place(largest, node_rank) if largest.kind == "torchrun" else 0
     if number:
         return _STOPPED if follow(composition.runs, layout, number) else EXIT_OK
-    with hold_lock(layout.lock, busy=f"another `metier scale` is at work on {layout.root}; wait for its end"):
+    with hold_lock(
+        layout.lock,
+        busy=f"another `metier scale` is at work on {layout.root}; wait for its end, or see "
+        f"what is done with `metier scale collect {composition.experiment.name}`",
+    ):
         experiment = composition.experiment
         if layout.plan.exists():
             experiment = carry_over(experiment, read_experiment(layout))
@@ -158,8 +162,11 @@ def _say(
     waiting = sum(each.speed is None and each.reason is None for each in found)
     if waiting:
         sys.stdout.write(
-            f"{waiting} of {len(found)} runs have not ended; see `metier scale collect {experiment.name}`\n"
+            f"{waiting} of {len(found)} runs have not ended: the same command goes on, and "
+            f"`metier scale collect {experiment.name}` shows what is done\n"
         )
+    if experiment.kind == "slurm" and any(each.reason and not each.attempt.refused for each in found):
+        sys.stdout.write("the same command with --again submits what failed once more\n")
     sys.stdout.write(f"{layout.page}\n")
 
 
