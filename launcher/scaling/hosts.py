@@ -36,7 +36,8 @@ def find_place(largest: ClusterConfig, node_rank: int | None) -> int:
     Raises:
         ClusterError: Nothing tells it, or there is no host of this number.
     """
-    number = find_number(largest, node_rank, os.environ) if largest.nodes > 1 else node_rank or 0
+    alone = largest.nodes == 1 and not node_rank
+    number = 0 if alone else find_number(largest, node_rank, os.environ)
     if number is None:
         raise ClusterError(explain_numbers(largest))
     return number
