@@ -15,6 +15,7 @@ from pathlib import Path
 from launcher.compose import Composed
 from launcher.hosts import explain_numbers, find_number
 from launcher.local import Ending
+from launcher.scaling.collect import is_complete
 from launcher.scaling.local import run_one_after_another
 from launcher.scaling.record import Experiment, ScaleLayout
 from launcher.verbs import run_verb
@@ -70,7 +71,7 @@ def lead(
         layout.turn.unlink(missing_ok=True)
 
 
-def follow(runs: Mapping[str, Composed], layout: ScaleLayout, number: int) -> bool:
+def follow(experiment: Experiment, runs: Mapping[str, Composed], layout: ScaleLayout, number: int) -> bool:
     """Take part in every run that has a place for this host, until the head is through.
 
     Returns:
@@ -82,16 +83,23 @@ def follow(runs: Mapping[str, Composed], layout: ScaleLayout, number: int) -> bo
     cluster = next(iter(runs.values())).config.cluster
     sys.stdout.write(f"waiting for {cluster.head_address}, which goes through the sizes\n")
     sys.stdout.flush()
+    mine = [
+        each
+        for each in experiment.attempts
+        if each.name in runs and number < runs[each.name].config.cluster.nodes
+    ]
     deadline = time.monotonic() + cluster.timeout_seconds
     mark: str | None = None
-    while (turn := _read_turn(layout.turn)) is not None or mark is None:
-        if turn is None:
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"{layout.turn} did not appear within {cluster.timeout_seconds} s; start the same "
-                    f"command on {cluster.head_address}, and see that all hosts share {layout.root.parent}"
-                )
-        elif turn["mark"] != mark:
+    while True:
+        turn = _read_turn(layout.turn)
+        if turn is None and (mark is not None or all(is_complete(layout, each) for each in mine)):
+            break
+        if turn is None and time.monotonic() > deadline:
+            raise ClusterError(
+                f"{layout.turn} did not appear within {cluster.timeout_seconds} s; start the same command on "
+                f"{cluster.head_address}, and see that all hosts share {layout.root.parent}"
+            )
+        if turn is not None and turn["mark"] != mark:
             mark = turn["mark"]
             if _take_part(_find_run(runs, turn["run"]), number):
                 return True

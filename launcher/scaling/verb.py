@@ -79,7 +79,7 @@ def run(words: Words) -> int:
     layout = ScaleLayout.of(composition.run_root, composition.experiment.name)
     number = find_place(largest, node_rank) if largest.kind == "torchrun" else 0
     if number:
-        return _STOPPED if follow(composition.runs, layout, number) else EXIT_OK
+        return _STOPPED if follow(composition.experiment, composition.runs, layout, number) else EXIT_OK
     with hold_lock(
         layout.lock,
         busy=f"another `metier scale` is at work on {layout.root}; wait for its end, or see "
