@@ -1,6 +1,6 @@
 """What a job's script asks while the job runs: ``python -m launcher.slurm.job ACTION RUN_DIRECTORY ...``.
 
-    begin RUN                  which nodes, which port, until when; nothing where nothing is to start
+    begin RUN                  which nodes, which port, who looks after the job, until when; or its end
     judge RUN CODE             what the preflight's end means
     decide RUN CODE NOTICE     what the training's end means; prints ``again``, or ends the job
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.local import was_overtaken
-from launcher.slurm.call import PATIENT, SlurmError, is_away, is_busy
+from launcher.slurm.call import PATIENT, is_away, is_busy
 from launcher.slurm.decide import TOLD_FACTOR, Decision, Ended, decide
 from launcher.slurm.facts import (
     asked_by_user,
@@ -37,8 +37,8 @@ from launcher.slurm.journal import (
     is_superseded,
     read_journal,
 )
-from launcher.slurm.living import choose_nodes, find_states, list_nodes
-from launcher.slurm.successor import call_off_next, find_waiting, own_job, requeue, submit_next
+from launcher.slurm.living import choose_deputies, choose_living, find_states, list_nodes
+from launcher.slurm.successor import call_off_next, find_waiting, hand_over, own_job, submit_next
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
@@ -98,10 +98,11 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
         return _end(layout, job, Decision(step="failed", reason=reason))
     if not config.cluster.slurm.requeue and find_waiting(lines, job) is None:
         _say(f"job {submit_next(layout, after=job)} goes on when this one ends")
-    nodes = _find_nodes(config, _bad_nodes(lines, job))
-    if nodes is None:
+    living = _find_living(_bad_nodes(lines, job))
+    nodes = living[: config.cluster.nodes]
+    if len(nodes) < config.cluster.nodes:
         _say("fewer nodes live than the run needs")
-        return _return(layout, config, job, exclude=[])
+        return _go_on_later(layout, config, job)
     layout.outcome.unlink(missing_ok=True)
     layout.stop_request.unlink(missing_ok=True)
     starts = sum(line["event"] == "started" and line.get("job") == job for line in lines)
@@ -117,7 +118,16 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
         end=end,
     )
     _say(f"start {starts + 1} of job {job} on {', '.join(nodes)}, from step {step}")
-    sys.stdout.write(f"{','.join(nodes)} {port_of(job, starts)} {asked} {end or ''}\n")
+    deputies = choose_deputies(living, os.environ["SLURMD_NODENAME"])
+    answer = (
+        ",".join(nodes),
+        port_of(job, starts),
+        asked,
+        len(deputies),
+        ",".join(deputies) or "-",
+        end or "",
+    )
+    sys.stdout.write(" ".join(map(str, answer)) + "\n")
     return EXIT_OK
 
 
@@ -133,7 +143,7 @@ def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
     mode, lines = config.cluster.preflight.mode, read_journal(layout.jobs)
     if mode == "stop" or (verdict.kind == "stop" and mode != "warn"):
         return _end(layout, job, Decision(step="failed", reason=f"preflight: {verdict.reason}"))
-    if mode == "warn" or _find_nodes(config, _bad_nodes(lines, job)) is not None:
+    if mode == "warn" or _are_enough(config, _bad_nodes(lines, job)):
         how = "all the same (cluster.preflight.mode=warn)" if mode == "warn" else "on the other nodes"
         _say(f"preflight: {verdict.reason}; training starts {how}")
         return EXIT_OK
@@ -145,7 +155,7 @@ def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
         reason = f"given up: {tries} preflights in a row found bad nodes; the last: {verdict.reason}"
         return _end(layout, job, Decision(step="failed", reason=reason))
     _say(f"preflight: {verdict.reason}")
-    return _return(layout, config, job, exclude=excluded)
+    return _go_on_later(layout, config, job, exclude=excluded)
 
 
 def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int:
@@ -188,7 +198,7 @@ def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int
         return _again(layout, config, job, decision, away=away)
     if decision.step == "return":
         _say(decision.reason)
-        return _return(layout, config, job, exclude=[])
+        return _go_on_later(layout, config, job)
     return _end(layout, job, decision)
 
 
@@ -202,36 +212,16 @@ def _again(layout: RunLayout, config: RunConfig, job: str, decision: Decision, *
     _say(f"{decision.reason}; starting again")
     if away:
         time.sleep(_AWAY_PAUSE_SECONDS)
-    elif _find_nodes(config, _bad_nodes(read_journal(layout.jobs), job)) is None:
-        return _return(layout, config, job, exclude=[])
+    elif not _are_enough(config, _bad_nodes(read_journal(layout.jobs), job)):
+        return _go_on_later(layout, config, job)
     sys.stdout.write(f"{AGAIN}\n")
     return EXIT_OK
 
 
-def _return(layout: RunLayout, config: RunConfig, job: str, *, exclude: Sequence[str]) -> int:
-    """See to it that the run goes on in a later job; this one ends."""
-    chained = find_waiting(read_journal(layout.jobs), job)
-    if chained is not None and exclude:
-        call_off_next(layout, job)
-        chained = None
-    if chained is not None:
-        append_line(layout.jobs, "decided", job=job, step="return", by=chained)
-        _say(f"job {chained} goes on")
-    elif exclude or not config.cluster.slurm.requeue:
-        following = submit_next(layout, after=job, exclude=exclude)
-        append_line(layout.jobs, "decided", job=job, step="return", by=following)
-        _say(f"job {following} goes on" + (f" without {', '.join(exclude)}" if exclude else ""))
-    else:
-        append_line(layout.jobs, "decided", job=job, step="return", by=job)
-        _say(f"job {job} is put back into the queue")
-        try:
-            requeue(job)
-        except SlurmError as error:
-            following = submit_next(layout, after=job)
-            _say(f"{error}; job {following} goes on instead")
-        else:
-            return REQUEUED
-    return ENOUGH
+def _go_on_later(layout: RunLayout, config: RunConfig, job: str, exclude: Sequence[str] = ()) -> int:
+    by, told = hand_over(layout, job, may_requeue=config.cluster.slurm.requeue, exclude=exclude)
+    _say(told)
+    return REQUEUED if by == job else ENOUGH
 
 
 def _end(layout: RunLayout, job: str, decision: Decision) -> int:
@@ -244,11 +234,13 @@ def _end(layout: RunLayout, job: str, decision: Decision) -> int:
     return EXIT_FAILED if decision.step == "failed" else ENOUGH
 
 
-def _find_nodes(config: RunConfig, without: set[str]) -> list[str] | None:
+def _are_enough(config: RunConfig, without: set[str]) -> bool:
+    return len(_find_living(without)) >= config.cluster.nodes
+
+
+def _find_living(without: set[str]) -> list[str]:
     nodelist = os.environ["SLURM_JOB_NODELIST"]
-    return choose_nodes(
-        list_nodes(nodelist, attempts=PATIENT), find_states(nodelist), without, config.cluster.nodes
-    )
+    return choose_living(list_nodes(nodelist, attempts=PATIENT), find_states(nodelist), without)
 
 
 def _bad_nodes(lines: Sequence[Line], job: str) -> set[str]:

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from launcher.slurm.call import SlurmError, call_slurm
 
+MOST_DEPUTIES = 3
+
 _DEAD = ("down", "fail", "unk", "no_respond", "not_resp", "power", "boot", "err")
 
 
@@ -23,19 +25,20 @@ def find_states(nodelist: str) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in said.splitlines() if len(line.split()) > 1)
 
 
-def choose_nodes(
-    names: Sequence[str], states: Mapping[str, str], without: Collection[str], wanted: int
-) -> list[str] | None:
-    """Choose ``wanted`` nodes that live, the first ones; None where there are fewer.
+def choose_living(names: Sequence[str], states: Mapping[str, str], without: Collection[str]) -> list[str]:
+    """Choose the nodes that live and are trusted, in their order.
 
     Args:
         names: The allocation's nodes.
         states: State of each as ``sinfo`` writes it; a node that it does not name counts as living.
         without: Nodes that the preflight found bad.
-        wanted: How many the run needs.
     """
-    living = [name for name in names if name not in without and is_living(states.get(name, ""))]
-    return living[:wanted] if len(living) >= wanted else None
+    return [name for name in names if name not in without and is_living(states.get(name, ""))]
+
+
+def choose_deputies(living: Sequence[str], own: str) -> list[str]:
+    """Choose who looks after the job beside its script's ``own`` node: the last ones, spare nodes first."""
+    return [name for name in living if name != own][-MOST_DEPUTIES:]
 
 
 def is_living(state: str) -> bool:

@@ -54,6 +54,9 @@ def write_script(config: RunConfig, layout: RunLayout, runs: Sequence[RunLayout]
         setup=plan_setup(config),
         enough=ENOUGH,
         requeued=REQUEUED,
+        deputies=f"{find_script_python(config)} -m launcher.slurm.deputy"
+        if cluster.slurm.spare_nodes
+        else "",
         preflight=""
         if cluster.preflight.mode == "off"
         else _in_run(plan_command(config, "training.preflight", _RUN)),

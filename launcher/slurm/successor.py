@@ -17,6 +17,40 @@ def own_job() -> str:
     return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
 
 
+def hand_over(
+    layout: RunLayout, job: str, *, may_requeue: bool, exclude: Sequence[str] = ()
+) -> tuple[str, str]:
+    """See to it that the run goes on later; this job is to end.
+
+    Args:
+        layout: The run's folder.
+        job: This job.
+        may_requeue: Whether the site lets a job run again.
+        exclude: Nodes on which the run is not to go on.
+
+    Returns:
+        The job that goes on, which may be this one, and words about it for the job's log.
+
+    Raises:
+        SlurmError: Slurm refuses.
+    """
+    chained = find_waiting(read_journal(layout.jobs), job)
+    if chained is not None and exclude:
+        call_off_next(layout, job)
+        chained = None
+    if chained is not None or exclude or not may_requeue:
+        by = chained or submit_next(layout, after=job, exclude=exclude)
+        append_line(layout.jobs, "decided", job=job, step="return", by=by)
+        return by, f"job {by} goes on" + (f" without {', '.join(exclude)}" if exclude else "")
+    append_line(layout.jobs, "decided", job=job, step="return", by=job)
+    try:
+        requeue(job)
+    except SlurmError as error:
+        by = submit_next(layout, after=job)
+        return by, f"{error}; job {by} goes on instead"
+    return job, f"job {job} is put back into the queue"
+
+
 def requeue(job: str) -> None:
     """Ask that this job run again, for as long as the controller needs to answer.
 

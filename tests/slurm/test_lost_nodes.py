@@ -58,9 +58,27 @@ def test_with_a_spare_node_the_job_survives_a_dead_one(training: Training, whole
     training.assert_same_as(whole, lost=SAVED_EVERY)
 
 
-@pytest.mark.parametrize(
-    "how_long", ["for_ever", pytest.param("until_it_runs_elsewhere", marks=pytest.mark.slurm_long)]
-)
+@pytest.mark.parametrize("may_requeue", [True, False])
+def test_a_job_with_a_spare_node_that_loses_the_one_of_its_script_is_not_left_to_run_empty(
+    may_requeue: bool, training: Training, whole: Path
+) -> None:
+    partition = "main" if may_requeue else "norequeue"
+    words = (f"cluster.slurm.requeue={str(may_requeue).lower()}", f"cluster.slurm.partition={partition}")
+    job = training.submit("cluster.slurm.spare_nodes=1", *words)
+    training.wait_for_step()
+    victim = nodes_of(training, job)[0]
+    training.cluster.power_off(victim)
+    training.assert_inside()
+    ended = training.finish()
+    assert ended.fields["JobId"] != str(job)
+    assert ended.restarts == 0
+    assert victim not in training.journal("started")[-1]["nodes"]
+    assert "is gone" in (training.run / f"logs/job_{job}.log").read_text()
+    training.cluster.boot(victim)
+    training.assert_same_as(whole, lost=SAVED_EVERY)
+
+
+@pytest.mark.parametrize("how_long", ["for_ever", "until_it_runs_elsewhere"])
 def test_ranks_of_a_cut_node_that_go_on_after_the_run_runs_elsewhere_never_write_into_it(
     how_long: str, training: Training, whole: Path
 ) -> None:
@@ -86,7 +104,6 @@ def test_ranks_of_a_cut_node_that_go_on_after_the_run_runs_elsewhere_never_write
     training.assert_same_as(whole, lost=SAVED_EVERY)
 
 
-@pytest.mark.slurm_long
 def test_when_a_slurmd_dies_the_run_goes_on_on_another_node(training: Training, whole: Path) -> None:
     job = training.submit("cluster.nodes=1", "cluster.processes_per_node=2")
     training.wait_for_step()

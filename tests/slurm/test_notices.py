@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.slurm.conftest import Order
 from tests.slurm.jobs import submit, wait_for_accounts, wait_until_ended
 from tests.slurm.linux import wait_for
@@ -70,7 +68,6 @@ def test_preempted_without_grace_it_still_saves(training: Training, whole: Path)
     training.assert_same_as(whole, lost=0)
 
 
-@pytest.mark.slurm_long
 def test_preempted_too_slow_to_save_it_goes_on_from_the_last_checkpoint(
     training: Training, whole: Path
 ) -> None:

@@ -4,8 +4,6 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.slurm.jobs import find_job
 from tests.slurm.linux import wait_for
 from tests.slurm.runs import SAVED_EVERY, Training
@@ -27,7 +25,6 @@ def test_a_stopped_rank_is_found_out_and_the_job_starts_again(training: Training
     training.assert_same_as(whole, lost=SAVED_EVERY)
 
 
-@pytest.mark.slurm_long
 def test_a_rank_that_dies_while_the_controller_is_away_is_started_again_when_it_is_back(
     training: Training, whole: Path
 ) -> None:

@@ -90,7 +90,6 @@ def test_three_hosts_learn_the_same_bits_as_one_and_a_lost_host_costs_the_steps_
     assert "resumed" in kinds(run)
 
 
-@pytest.mark.slurm_long
 def test_hosts_that_number_themselves_go_on_by_themselves_when_a_rank_is_killed(
     order: Order, prepared: Path, undisturbed: dict[int, tuple[float, float]], tmp_path: Path
 ) -> None:

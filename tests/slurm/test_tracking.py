@@ -13,9 +13,7 @@ from tests.slurm.runs import Training
 HELPER = "training.metrics.tracker"
 
 
-@pytest.mark.parametrize(
-    "tracking", ["cgroup", pytest.param("pgid", marks=pytest.mark.slurm_long), "linuxproc"]
-)
+@pytest.mark.parametrize("tracking", ["cgroup", "pgid", "linuxproc"])
 def test_a_signal_to_the_whole_step_leaves_the_helper_of_wandb_alive_and_the_save_whole(
     tracking: str, order: Order, work: Path, whole: Path
 ) -> None:

@@ -9,27 +9,32 @@ from launcher.slurm.call import is_busy
 from launcher.slurm.facts import is_out_of_memory
 from launcher.slurm.job import port_of
 from launcher.slurm.journal import append_line, count_in_vain, is_superseded, newest_job, read_journal
-from launcher.slurm.living import choose_nodes
+from launcher.slurm.living import choose_deputies, choose_living
 from launcher.slurm.successor import find_waiting, replace_dependency
 
 NAMES = ["n1", "n2", "n3"]
 
 
 @pytest.mark.parametrize(
-    ("states", "without", "wanted", "chosen"),
+    ("states", "without", "chosen"),
     [
-        ({}, set(), 2, ["n1", "n2"]),
-        ({"n1": "alloc", "n2": "alloc*", "n3": "mix"}, set(), 2, ["n1", "n3"]),
-        ({"n1": "down", "n2": "alloc", "n3": "drng"}, set(), 2, ["n2", "n3"]),
-        ({"n1": "down*"}, {"n3"}, 2, None),
-        ({}, {"n1"}, 2, ["n2", "n3"]),
-        ({"n2": "fail"}, set(), 3, None),
+        ({}, set(), ["n1", "n2", "n3"]),
+        ({"n1": "alloc", "n2": "alloc*", "n3": "mix"}, set(), ["n1", "n3"]),
+        ({"n1": "down", "n2": "alloc", "n3": "drng"}, set(), ["n2", "n3"]),
+        ({"n1": "down*"}, {"n3"}, ["n2"]),
+        ({}, {"n1"}, ["n2", "n3"]),
+        ({"n2": "fail"}, set(), ["n1", "n3"]),
     ],
 )
-def test_a_start_takes_the_first_nodes_that_live(
-    states: dict[str, str], without: set[str], wanted: int, chosen: list[str] | None
-) -> None:
-    assert choose_nodes(NAMES, states, without, wanted) == chosen
+def test_a_start_takes_nodes_that_live(states: dict[str, str], without: set[str], chosen: list[str]) -> None:
+    assert choose_living(NAMES, states, without) == chosen
+
+
+def test_a_few_other_nodes_look_after_a_job_spare_ones_first() -> None:
+    assert choose_deputies(["n1"], "n1") == []
+    assert choose_deputies(["n1", "n2"], "n1") == ["n2"]
+    assert choose_deputies(["n1", "n2", "n3", "n4", "n5"], "n1") == ["n3", "n4", "n5"]
+    assert choose_deputies(["n1", "n2", "n3", "n4"], "n4") == ["n1", "n2", "n3"]
 
 
 def test_ports_differ_between_neighbouring_jobs_and_starts_and_lie_below_the_ephemeral_range() -> None:
