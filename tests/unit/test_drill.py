@@ -108,7 +108,9 @@ def test_only_what_was_interrupted_continued_and_cleaned_up_proves_anything() ->
     assert "(and 1 more interruptions)" in two
 
 
-def test_the_table_says_what_could_not_be_looked_at() -> None:
+def test_table_and_verdict_say_what_could_not_be_looked_at() -> None:
+    assert say_verdict([case()]).endswith("the undisturbed one")
+    assert say_verdict([case(), case(unknown="no node was free")]).endswith("not be looked at everywhere")
     told = say_table([case(), case(unknown="no node was free"), case(left=("half-written x",))])
     assert [line.rpartition("equal")[2].strip() for line in told.splitlines()[1:]] == [
         "nothing",
