@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.tools import TOOLS, VALUED
+from launcher.tools import TOOLS, VALUED, read_node_rank
 from training.config.names import nearest
 from training.errors import ConfigError
 
@@ -50,16 +50,16 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
     for word in rest:
         flag, _, value = word.partition("=")
         match flag:
-            case "-h" | "--help" | "-m" | "--multirun" | "--version":
-                switches.add({"-h": "--help", "-m": "--multirun"}.get(flag, flag))
+            case "-h" | "--help" | "--version":
+                switches.add({"-h": "--help"}.get(flag, flag))
             case "-cd" | "--config-dir":
                 config_dir = Path(value or _value_of(flag, rest))
             case _ if word.startswith("-") and verb in TOOLS:
                 tool_flags.append((flag, value or (_value_of(flag, rest) if flag in VALUED else "")))
             case "--node-rank" if verb == "train":
-                node_rank = _read_number(flag, value or next(rest, ""))
-            case "-f" | "--follow":
-                switches.add("--follow")
+                node_rank = read_node_rank(value or next(rest, ""))
+            case "-f" | "--follow" | "-m" | "--multirun":
+                switches.add({"-f": "--follow", "-m": "--multirun"}.get(flag, flag))
             case "-c" | "--cfg":
                 _check_cfg(value or next(rest, ""))
                 switches.add("--cfg")
@@ -96,12 +96,6 @@ def _check_cfg(value: str) -> None:
         raise ConfigError(f"--cfg {value or '(nothing)'}: wanted --cfg job")
 
 
-def _read_number(flag: str, value: str) -> int:
-    if not value.isdecimal():
-        raise ConfigError(f"{flag}={value or '(nothing)'}: wanted this host's number, 0 for the first")
-    return int(value)
-
-
 def _value_of(flag: str, rest: Iterator[str]) -> str:
     value = next(rest, "")
     if not value:
@@ -112,7 +106,7 @@ def _value_of(flag: str, rest: Iterator[str]) -> str:
 
 def _unknown_flag(flag: str) -> str:
     if flag == "--node-rank":
-        return "--node-rank is for `metier train` alone, after the verb"
+        return "--node-rank is for `metier train`, `metier scale` and `metier preflight`, after the verb"
     if flag == "--dry-run":
         return "--dry-run is not a flag; write dry_run=true"
     return f"{flag} is not a flag{nearest(flag, _FLAGS)}; a setting is written without dashes, KEY=VALUE"

@@ -93,6 +93,29 @@ def find_share(
     """
     if cluster.kind != "torchrun" or cluster.nodes == 1:
         return ALONE
+    number = find_number(cluster, node_rank, environ, is_here)
+    if cluster.rendezvous == "c10d":
+        return Share(is_head=number == 0)
+    return None if number is None else Share(is_head=number == 0, node_rank=number)
+
+
+def find_number(
+    cluster: ClusterConfig,
+    node_rank: int | None,
+    environ: Mapping[str, str],
+    is_here: Callable[[str], bool] | None = None,
+) -> int | None:
+    """Find this host's number, 0 for the head, which knows itself by its address; None where nothing tells.
+
+    Args:
+        cluster: One of several hosts.
+        node_rank: What was typed.
+        environ: Its ``NODE_RANK`` counts where nothing was typed.
+        is_here: Whether an address is this machine's.
+
+    Raises:
+        ClusterError: There is no host of this number, or no head is named.
+    """
     if cluster.head_address == "localhost":
         raise ClusterError(
             "cluster.head_address=localhost: name the host of node 0, as the other hosts see it; for "
@@ -103,12 +126,9 @@ def find_share(
         raise ClusterError(
             f"--node-rank={number}: wanted 0 to {cluster.nodes - 1}, since cluster.nodes={cluster.nodes}"
         )
-    is_head = (is_here or is_this_host)(cluster.head_address) if number is None else number == 0
-    if cluster.rendezvous == "c10d":
-        return Share(is_head=is_head)
-    if number is None and not is_head:
-        return None
-    return Share(is_head=is_head, node_rank=number or 0)
+    if number is None and (is_here or is_this_host)(cluster.head_address):
+        return 0
+    return number
 
 
 def _read_number(environ: Mapping[str, str]) -> int | None:

@@ -24,11 +24,11 @@ from launcher.slurm.request import (
     plan_setup,
 )
 from launcher.slurm.times import parse_time
-from launcher.tools import Words, refuse_flags
+from launcher.tools import Words, find_node_rank, refuse_flags
 from launcher.versions import find_versions
 from training.config.freeze import check_config, write_frozen
 from training.config.schema import RunConfig
-from training.errors import EXIT_FAILED, EXIT_OK, ClusterError, ConfigError, StorageError
+from training.errors import EXIT_FAILED, EXIT_OK, ClusterError, StorageError
 from training.layout import RunLayout
 from training.verdict import UNNAMED, blame_lead, find_report, read_verdict, say
 
@@ -83,7 +83,7 @@ def run(words: Words) -> int:
     refuse_flags(words, ("--node-rank",))
     config, dry_run = _compose(words)
     layout = _find_folder(config)
-    node_rank = _read_number(words)
+    node_rank = find_node_rank(words)
     check_cluster(config.cluster, node_rank)
     command, variables = _plan(config, layout, node_rank)
     if dry_run:
@@ -139,13 +139,6 @@ def _compose(words: Words) -> tuple[RunConfig, bool]:
 def _find_folder(config: RunConfig) -> RunLayout:
     root = find_layout(config).root
     return RunLayout(root if config.name == UNNAMED else root / UNNAMED)
-
-
-def _read_number(words: Words) -> int | None:
-    text = dict(words.flags).get("--node-rank")
-    if text is not None and not text.isdecimal():
-        raise ConfigError(f"--node-rank={text}: wanted --node-rank=N, this host's number")
-    return None if text is None else int(text)
 
 
 def _plan(config: RunConfig, layout: RunLayout, node_rank: int | None) -> tuple[list[str], dict[str, str]]:

@@ -24,7 +24,7 @@ TOOLS = {
 }
 """Verb: its module, and what it is for."""
 
-VALUED = frozenset({"--rank", "--job", "--lines", "--log", "--partition", "--to", "--every"})
+VALUED = frozenset({"--rank", "--job", "--lines", "--log", "--partition", "--to", "--every", "--node-rank"})
 """Flags of these verbs that a value follows, with ``=`` or as the next word."""
 
 
@@ -65,3 +65,24 @@ def refuse_flags(words: Words, known: Sequence[str] = ()) -> None:
     for flag, _ in words.flags:
         if flag not in known:
             raise ConfigError(f"{flag} is no flag of this{nearest(flag, known)}")
+
+
+def find_node_rank(words: Words) -> int | None:
+    """Find the number that was typed for this host; None where none was.
+
+    Raises:
+        ConfigError: It is no number.
+    """
+    text = dict(words.flags).get("--node-rank")
+    return None if text is None else read_node_rank(text)
+
+
+def read_node_rank(value: str) -> int:
+    """Read what follows ``--node-rank``.
+
+    Raises:
+        ConfigError: It is no number.
+    """
+    if not value.isdecimal():
+        raise ConfigError(f"--node-rank={value or '(nothing)'}: wanted this host's number, 0 for the first")
+    return int(value)

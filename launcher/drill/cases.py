@@ -106,7 +106,9 @@ def say_verdict(cases: Sequence[Case]) -> str:
     bad = next(((case.kind, case.fault) for case in cases if case.fault), None)
     if bad is None:
         names = ", ".join(case.kind for case in cases)
-        return f"safe: interrupted ({names}) and continued, the run is bit for bit the undisturbed one"
+        unseen = any(case.unknown for case in cases)
+        doubt = "; what was left behind could not be looked at everywhere" if unseen else ""
+        return f"safe: interrupted ({names}) and continued, the run is bit for bit the undisturbed one{doubt}"
     others = sum(case.fault is not None for case in cases) - 1
     more = f" (and {others} more interruptions)" if others else ""
     return f"NOT safe: after {bad[0]}{more} the run is not proven to be the same, because {bad[1]}"

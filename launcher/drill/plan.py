@@ -6,6 +6,7 @@ from typing import Literal, cast, get_args
 
 from launcher.compose import compose_run, compose_values
 from launcher.tree import ConfigTree
+from training.config.cluster import ClusterConfig
 from training.config.names import nearest
 from training.config.schema import RunConfig
 from training.errors import ConfigError
@@ -18,8 +19,8 @@ rank; requeue: the scheduler takes the job away."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 UNDISTURBED = "undisturbed"
 
-_LOCAL_KINDS: tuple[Kind, ...] = ("notice", "kill")
-_SLURM_KINDS: tuple[Kind, ...] = ("notice", "kill", "requeue")
+_KINDS: tuple[Kind, ...] = ("notice", "kill")
+_KINDS_WITH_REQUEUE: tuple[Kind, ...] = (*_KINDS, "requeue")
 _OWNED = ("name", "data", "data.path", "model", "model.folder", "loop.max_steps", "experiment")
 _STEPS = {"local": 40, "slurm": 300}
 _LEAST_STEPS = 12
@@ -94,7 +95,7 @@ def plan_drill(words: Sequence[str], tree: ConfigTree) -> Plan:
     return Plan(
         root=str(root),
         kind=config.cluster.kind,
-        kinds=_read_kinds(own.get("kinds"), config.cluster.kind),
+        kinds=_read_kinds(own.get("kinds"), config.cluster),
         steps=steps,
         overrides=overrides,
         config=config,
@@ -123,19 +124,25 @@ def _read_steps(text: str) -> int:
     return int(text)
 
 
-def _read_kinds(text: str | None, where: str) -> tuple[Kind, ...]:
+def _read_kinds(text: str | None, cluster: ClusterConfig) -> tuple[Kind, ...]:
+    requeues = cluster.kind == "slurm" and cluster.slurm.requeue
     if text is None:
-        return _SLURM_KINDS if where == "slurm" else _LOCAL_KINDS
+        return _KINDS_WITH_REQUEUE if requeues else _KINDS
     kinds = text.split(",")
     if not all(kinds):
         raise ConfigError(
             f"kinds={text}: wanted one or several of {', '.join(KINDS)}, with commas between them"
         )
+    if len(set(kinds)) < len(kinds):
+        raise ConfigError(f"kinds={text}: an interruption is there twice")
     for kind in kinds:
         if kind not in KINDS:
             raise ConfigError(f"kinds={text}: {kind} is no interruption{nearest(kind, KINDS)}")
-        if kind == "requeue" and where != "slurm":
-            raise ConfigError(
-                "kinds=requeue: only Slurm takes a job away and gives it back; add cluster=slurm"
+        if kind == "requeue" and not requeues:
+            why = (
+                "cluster.slurm.requeue=false says that the site forbids it; leave it out"
+                if cluster.kind == "slurm"
+                else "only Slurm takes a job away and gives it back; add cluster=slurm"
             )
+            raise ConfigError(f"kinds={text}: {why}")
     return tuple(cast(Kind, kind) for kind in kinds)

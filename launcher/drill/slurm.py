@@ -14,7 +14,7 @@ from launcher.drill.plan import Kind, Plan
 from launcher.drill.stage import Left
 from launcher.scaling.jobs import find_alive
 from launcher.slurm.call import SlurmAwayError, SlurmError, call_slurm
-from launcher.slurm.journal import newest_job, read_journal
+from launcher.slurm.journal import read_journal
 from launcher.tree import ConfigTree
 from training.errors import ClusterError
 from training.fence import newest_incarnation
@@ -83,9 +83,11 @@ class SlurmStage:
             ClusterError: It has none, or Slurm refuses.
         """
         layout = plan.layout(name)
-        job = newest_job(read_journal(layout.jobs))
-        if job is None:
-            raise ClusterError(f"{name} has no job")
+        # Not the newest: in a chain that one waits for the end of the one that runs.
+        started = [line for line in read_journal(layout.jobs) if line["event"] == "started"]
+        if not started:
+            raise ClusterError(f"no job of {name} has started")
+        job = str(started[-1]["job"])
         match kind:
             case "notice":
                 call_slurm(["scancel", "--batch", "--signal=USR1", job], attempts=_ATTEMPTS)
@@ -142,11 +144,12 @@ class SlurmStage:
         return f"see `metier why {shlex.quote(str(plan.layout(name).root))}`"
 
     def end(self, plan: Plan, name: str) -> None:
-        """Cancel the run's job."""
-        job = newest_job(read_journal(plan.layout(name).jobs))
-        if job is not None:
+        """Cancel the run's jobs: in a chain the next one is there already."""
+        lines = read_journal(plan.layout(name).jobs)
+        jobs = {str(line["job"]) for line in lines if line["event"] in {"submitted", "next"}}
+        if jobs:
             with contextlib.suppress(SlurmError):
-                call_slurm(["scancel", job], attempts=_ATTEMPTS)
+                call_slurm(["scancel", *sorted(jobs)], attempts=_ATTEMPTS)
 
 
 def _read_claim(layout: RunLayout) -> dict[str, Any]:

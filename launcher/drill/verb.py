@@ -40,7 +40,7 @@ run_root/drill, the result in drill.json.
 
   notice    the signal that says that the end is near (SIGUSR1); the run saves and stops
   kill      kill -9 of one rank
-  requeue   Slurm alone: scontrol requeue of the job
+  requeue   Slurm alone, where the site allows it: scontrol requeue of the job
   stop      the file that `metier stop` writes; only if asked for
   steps     of each run: 40 here; 300 under Slurm, because shared disks show a file's growth late
 

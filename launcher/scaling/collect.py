@@ -107,7 +107,8 @@ def _look(attempt: Attempt, experiment: Experiment, layout: ScaleLayout, find_jo
     elif job is not None and job.alive:
         reason = None
     elif state == "FAILED":
-        reason = _first_line(f"{outcome.get('error_class')}: {outcome.get('message')}")
+        said = _first_line(f"{outcome.get('error_class')}: {outcome.get('message') or ''}")
+        reason = f"{said.rstrip(': ')}; see `metier why {attempt.name}`"
     elif attempt.ended is not None:
         reason = attempt.ended
     elif job is not None:

@@ -9,10 +9,11 @@ from launcher.commands import count_cores
 from launcher.compose import Composed, compose_run, compose_values
 from launcher.run_directory import check_same_run
 from launcher.scaling.record import Attempt, Experiment
-from launcher.scaling.sizes import Asked, Piece, plan_pieces
+from launcher.scaling.sizes import Asked, Piece, plan_pieces, say_command
 from launcher.tree import ConfigTree
 from launcher.versions import find_versions
 from training.batch import plan_run
+from training.config.cluster import ClusterConfig
 from training.errors import ConfigError
 
 _MISSING = "???"
@@ -28,6 +29,11 @@ class Composition:
 
     run_root: str
     dry_run: bool
+
+    @property
+    def largest(self) -> ClusterConfig:
+        """The cluster of the size with the most nodes."""
+        return max((run.config.cluster for run in self.runs.values()), key=lambda cluster: cluster.nodes)
 
 
 def compose_experiment(asked: Asked, tree: ConfigTree) -> Composition:
@@ -141,7 +147,7 @@ def _build(asked: Asked, values: Mapping[str, Any], attempts: list[Attempt]) -> 
     cluster, batch = values["cluster"], values["batch"]
     on_gpus = bool(cluster["gpus_per_node"])
     settings = {
-        "command": " ".join(asked.overrides),
+        "command": say_command(asked),
         "model": str(values["model"]["path"] or values["model"]["folder"]),
         "precision": str(values["precision"]),
         "zero_stage": str(values["strategy"]["zero_stage"]),

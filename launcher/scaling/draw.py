@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from training.errors import EXIT_OK
 from training.files import write_atomically
@@ -15,6 +16,7 @@ from training.files import write_atomically
 _DOTS_PER_INCH = 160
 _INK, _FAINT, _GRID = "#1b2430", "#5d6b7d", "#e3e8ef"
 _COLOURS = {"strong": "#0f766e", "weak": "#b45309"}
+_FAILED = {"strong": "x", "weak": "+"}  # one does not hide the other
 _KNEE_OFFSETS = {"strong": 8, "weak": 20}
 _WIDE = 8
 """From this ratio of the largest to the smallest size on, the axes are logarithmic."""
@@ -53,6 +55,8 @@ def draw(scale: Mapping[str, Any], path: Path) -> None:
         sizes = sorted({row["size"] for table in scale["tables"] for row in table["rows"]})
         if sizes[-1] / sizes[0] >= _WIDE:
             rates.set_yscale("log")
+            # Powers of ten alone may all lie outside.
+            rates.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
             for axes in (rates, efficiency):
                 axes.set_xscale("log", base=2)
         else:
@@ -68,7 +72,7 @@ def draw(scale: Mapping[str, Any], path: Path) -> None:
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.minorticks_off()
             axes.margins(x=0.08)
-        rates.legend(loc="upper left")
+        _explain(rates)
         figure.suptitle(f"{scale['name']} · {scale['kind']}", x=0.01, ha="left", fontweight="bold")
         write_atomically(path, lambda partial: figure.savefig(partial, format="png", facecolor="#ffffff"))
 
@@ -134,13 +138,20 @@ def _draw_failed(panels: tuple[Any, ...], table: Mapping[str, Any]) -> None:
             [0.03] * len(failed),
             transform=axes.get_xaxis_transform(),
             linestyle="none",
-            marker="x",
+            marker=_FAILED[table["mode"]],
             markersize=9,
             markeredgewidth=2.2,
             color=_COLOURS[table["mode"]],
             clip_on=False,
             label=f"{table['mode']}, failed",
         )
+
+
+def _explain(axes: Any) -> None:
+    """Put each mode's line before its ideal and its failed sizes."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    axes.legend([handles[at] for at in order], [labels[at] for at in order], loc="upper left")
 
 
 def main(words: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from launcher.checks import check_prepared, look_ahead
@@ -11,7 +11,7 @@ from launcher.scaling.collect import is_complete
 from launcher.scaling.record import Attempt, Experiment, ScaleLayout, write_experiment
 from launcher.slurm.call import SlurmAwayError
 from launcher.slurm.journal import newest_job, read_journal
-from launcher.slurm.login import check_and_say
+from launcher.slurm.login import check_slurm
 from launcher.slurm.submit import find_job_state, submit_run
 from training.errors import MetierError
 from training.layout import RunLayout
@@ -31,6 +31,7 @@ def submit_all(
         again: Also what has failed.
     """
     alive = [job for each in experiment.attempts if (job := find_alive(layout.run(each)))]
+    noted: set[str] = set()
     for attempt in experiment.attempts:
         run = layout.run(attempt)
         had = newest_job(read_journal(run.jobs)) is not None
@@ -42,7 +43,7 @@ def submit_all(
             check_prepared(config)
             look_ahead(config, write=True)
             # Else a size that the partition does not have would wait in the queue for ever.
-            check_and_say(config, "scale")
+            _note(check_slurm(config), noted)
             job = submit_run(config, behind=alive[-limit] if len(alive) >= limit else None)
         except SlurmAwayError:
             raise
@@ -59,6 +60,14 @@ def submit_all(
     return experiment
 
 
+def _note(notes: Sequence[str], noted: set[str]) -> None:
+    """Say what may go wrong, once for all runs."""
+    for note in notes:
+        if note not in noted:
+            sys.stderr.write(f"metier scale: note: {note}\n")
+            noted.add(note)
+
+
 def find_alive(run: RunLayout) -> str | None:
     """Find the job of a run that waits, runs or ends; None when there is none."""
     job = newest_job(read_journal(run.jobs))
@@ -73,14 +82,17 @@ def was_submitted(run: RunLayout) -> bool:
 def wait_for_all(experiment: Experiment, layout: ScaleLayout) -> None:
     """Return when no run's job is left; Ctrl-C leaves the jobs alone."""
     left = {attempt.name: attempt for attempt in experiment.attempts if was_submitted(layout.run(attempt))}
-    while left:
-        for attempt in list(left.values()):
-            if _has_ended(attempt, layout):
+    try:
+        while left:
+            for attempt in [each for each in left.values() if _has_ended(each, layout)]:
                 del left[attempt.name]
-                sys.stdout.write(f"{attempt.name} has ended, {len(left)} to come\n")
+                ending = "is complete" if is_complete(layout, attempt) else "has failed"
+                sys.stdout.write(f"{attempt.name} {ending}, {len(left)} to come\n")
                 sys.stdout.flush()
-        if left:
-            time.sleep(_ASK_EVERY_SECONDS)
+            time.sleep(_ASK_EVERY_SECONDS if left else 0)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"the jobs go on; `metier scale collect {experiment.name} --wait` waits again\n")
+        raise
 
 
 def _has_ended(attempt: Attempt, layout: ScaleLayout) -> bool:

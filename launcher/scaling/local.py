@@ -1,32 +1,36 @@
-"""Runs an experiment's trainings on this machine, one after another, each as `metier train` would."""
+"""Runs an experiment's trainings one after another, each as `metier train` would."""
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
-from launcher.compose import Composed
+from launcher.local import Ending
 from launcher.scaling.collect import is_complete
 from launcher.scaling.record import Experiment, ScaleLayout, write_experiment
-from launcher.verbs import run_verb
 from training.errors import EXIT_OK, MetierError
 
 
 def run_one_after_another(
-    experiment: Experiment, runs: Mapping[str, Composed], layout: ScaleLayout
+    experiment: Experiment, layout: ScaleLayout, train: Callable[[str], Ending]
 ) -> tuple[Experiment, bool]:
     """Train what is not complete. A run that fails is noted, and the next one starts.
+
+    Args:
+        experiment: The experiment.
+        layout: Its files.
+        train: Trains the run of this name.
 
     Returns:
         The experiment with what became of each run, and whether it was stopped.
     """
-    todo = [each for each in experiment.attempts if each.name in runs and not is_complete(layout, each)]
+    todo = [each for each in experiment.attempts if not each.refused and not is_complete(layout, each)]
     for number, attempt in enumerate(todo, start=1):
         sys.stdout.write(f"[{number}/{len(todo)}] {attempt.name}\n")
         sys.stdout.flush()
         stopped = False
         try:
-            ending = run_verb("train", runs[attempt.name], ())
+            ending = train(attempt.name)
         except MetierError as error:
             ended: str | None = str(error)
             sys.stderr.write(f"metier scale: {error}\n")

@@ -91,6 +91,11 @@ class ScaleLayout:
         return self.root / ".lock"
 
     @property
+    def turn(self) -> Path:
+        """On hosts without a scheduler: the run that they are at; there while the first of them leads."""
+        return self.root / "turn.json"
+
+    @property
     def table(self) -> Path:
         """All numbers."""
         return self.root / "scale.json"

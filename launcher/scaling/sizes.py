@@ -1,5 +1,6 @@
 """What is asked of `metier scale`: sizes, modes, repeats; and the runs that follow from it. Pure."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -88,6 +89,20 @@ def read_words(plain: Sequence[str]) -> Asked:
     )
 
 
+def say_command(asked: Asked) -> str:
+    """Write the command as it could be typed again, whatever a later version takes for granted."""
+    mode = asked.modes[0] if len(asked.modes) == 1 else "both"
+    own = {
+        asked.axis: ",".join(map(str, asked.sizes)),
+        "mode": mode,
+        "repeats": asked.repeats,
+        "steps": asked.steps,
+        "warmup": asked.warmup,
+        "knee": asked.knee,
+    }
+    return shlex.join(["metier", "scale", *asked.overrides, *(f"{key}={own[key]}" for key in own)])
+
+
 def plan_pieces(asked: Asked, name: str) -> list[Piece]:
     """List the runs in the order in which they are made.
 
@@ -126,7 +141,10 @@ def _read_sizes(own: Mapping[str, str]) -> tuple[Axis, tuple[int, ...]]:
             "cluster.nodes, cluster.gpus_per_node or cluster.processes_per_node"
         )
     axis = given[0]
-    sizes = [_read_number(axis, text, least=1) for text in own[axis].split(",")]
+    texts = [text.strip() for text in own[axis].split(",")]
+    if not all(text.isdecimal() and int(text) for text in texts):
+        raise ConfigError(f"{axis}={own[axis]}: wanted whole numbers, 1 or more, as in {axis}=1,2,4")
+    sizes = [int(text) for text in texts]
     if len(set(sizes)) < len(sizes):
         raise ConfigError(f"{axis}={own[axis]}: a size is there twice; more runs of each are repeats=N")
     return cast(Axis, axis), tuple(sorted(sizes))
@@ -137,7 +155,7 @@ def _read_count(own: Mapping[str, str], key: str, default: int, *, least: int) -
 
 
 def _read_number(key: str, text: str, *, least: int) -> int:
-    if not text.strip().isdecimal() or int(text) < least:
+    if not text.isdecimal() or int(text) < least:
         raise ConfigError(f"{key}={text}: wanted a whole number, {least} or more")
     return int(text)
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.commands import merge_environment, package_variables
+from launcher.hosts import check_cluster
 from launcher.scaling.collect import Found, Job, Table, build_tables, describe, look_at
 from launcher.scaling.compose import Composition, carry_over, compose_experiment
-from launcher.scaling.hosts import print_commands
+from launcher.scaling.hosts import find_place, follow, lead
 from launcher.scaling.jobs import submit_all, wait_for_all
 from launcher.scaling.local import drop_checkpoints, run_one_after_another
 from launcher.scaling.page import build_page
@@ -18,7 +19,8 @@ from launcher.scaling.sizes import read_words
 from launcher.scaling.words import NOTES, say_doubt, say_knee, say_table
 from launcher.slurm.journal import newest_job, read_journal
 from launcher.slurm.submit import find_job_state
-from launcher.tools import Words, refuse_flags
+from launcher.tools import Words, find_node_rank, refuse_flags
+from launcher.verbs import run_verb
 from training.errors import EXIT_FAILED, EXIT_OK, ConfigError
 from training.files import hold_lock, write_json, write_text
 from training.layout import RunLayout
@@ -43,12 +45,13 @@ own, run_root/NAME.scale-MODE-SIZE-REPEAT.
   knee               the least efficiency that is still worth its devices
 
 Here the runs follow one another. Under Slurm each is a job: the command submits them and returns; the same
-command again, or `metier scale collect NAME`, shows what is done. With cluster=torchrun it prints the
-commands for the hosts. A size that fails is reported with its reason and leaves the others standing; the exit
-code is then 1.
+command again, or `metier scale collect NAME`, shows what is done. With cluster=torchrun the same command is
+typed on every host, with --node-rank=N on all but the first, which leads and makes the table. A size that
+fails is reported with its reason and leaves the others standing; the exit code is then 1.
 
   --wait             under Slurm: stay until all have ended
   --again            under Slurm: submit those that failed once more
+  --node-rank=N      with cluster=torchrun: this host's number
 
 Examples
   metier scale experiment=medical_qlora_smol processes=1,2 repeats=3
@@ -63,32 +66,44 @@ def run(words: Words) -> int:
     Raises:
         MetierError: Something that the user can mend.
     """
-    refuse_flags(words, ("--wait", "--again"))
+    refuse_flags(words, ("--wait", "--again", "--node-rank"))
     flags = {flag for flag, _ in words.flags}
     if words.plain[:1] == ("collect",):
         return _collect(words.plain[1:], wait="--wait" in flags)
     composition = compose_experiment(read_words(words.plain), words.tree)
+    largest, node_rank = composition.largest, find_node_rank(words)
+    check_cluster(largest, node_rank)
     if composition.dry_run:
         sys.stdout.write(_describe_plan(composition))
         return EXIT_OK
     layout = ScaleLayout.of(composition.run_root, composition.experiment.name)
-    experiment = composition.experiment
-    if layout.plan.exists():
-        experiment = carry_over(experiment, read_experiment(layout))
-    with hold_lock(layout.lock, busy=f"another `metier scale` is at work on {layout.root}; wait for its end"):
+    number = find_place(largest, node_rank) if largest.kind == "torchrun" else 0
+    if number:
+        return _STOPPED if follow(composition.experiment, composition.runs, layout, number) else EXIT_OK
+    with hold_lock(
+        layout.lock,
+        busy=f"another `metier scale` is at work on {layout.root}; wait for its end, or see "
+        f"what is done with `metier scale collect {composition.experiment.name}`",
+    ):
+        experiment = composition.experiment
+        if layout.plan.exists():
+            experiment = carry_over(experiment, read_experiment(layout))
         write_experiment(layout, experiment)
-        match experiment.kind:
+        runs, stopped = composition.runs, False
+        match largest.kind:
             case "slurm":
-                experiment = submit_all(experiment, composition.runs, layout, again="--again" in flags)
+                experiment = submit_all(experiment, runs, layout, again="--again" in flags)
                 if "--wait" in flags:
                     wait_for_all(experiment, layout)
             case "torchrun":
-                print_commands(experiment, composition.runs, layout)
+                experiment, stopped = lead(experiment, runs, layout, largest.nodes)
             case _:
-                experiment, stopped = run_one_after_another(experiment, composition.runs, layout)
-                if stopped:
-                    sys.stderr.write("metier scale: stopped; the same command goes on\n")
-                    return _STOPPED
+                experiment, stopped = run_one_after_another(
+                    experiment, layout, lambda name: run_verb("train", runs[name], ())
+                )
+        if stopped:
+            sys.stderr.write("metier scale: stopped; the same command goes on\n")
+            return _STOPPED
         return _publish(experiment, layout)
 
 
@@ -147,8 +162,11 @@ def _say(
     waiting = sum(each.speed is None and each.reason is None for each in found)
     if waiting:
         sys.stdout.write(
-            f"{waiting} of {len(found)} runs have not ended; see `metier scale collect {experiment.name}`\n"
+            f"{waiting} of {len(found)} runs have not ended: the same command goes on, and "
+            f"`metier scale collect {experiment.name}` shows what is done\n"
         )
+    if experiment.kind == "slurm" and any(each.reason and not each.attempt.refused for each in found):
+        sys.stdout.write("the same command with --again submits what failed once more\n")
     sys.stdout.write(f"{layout.page}\n")
 
 

@@ -108,7 +108,9 @@ def test_only_what_was_interrupted_continued_and_cleaned_up_proves_anything() ->
     assert "(and 1 more interruptions)" in two
 
 
-def test_the_table_says_what_could_not_be_looked_at() -> None:
+def test_table_and_verdict_say_what_could_not_be_looked_at() -> None:
+    assert say_verdict([case()]).endswith("the undisturbed one")
+    assert say_verdict([case(), case(unknown="no node was free")]).endswith("not be looked at everywhere")
     told = say_table([case(), case(unknown="no node was free"), case(left=("half-written x",))])
     assert [line.rpartition("equal")[2].strip() for line in told.splitlines()[1:]] == [
         "nothing",
@@ -145,6 +147,8 @@ def test_a_file_that_a_living_process_has_open_is_not_abandoned(tmp_path: Path) 
         (["experiment=tiny_smoke"], "experiment is not yours to set"),
         (["kinds=notice,fire"], "fire is no interruption"),
         (["kinds=requeue"], "only Slurm takes a job away"),
+        (["kinds=requeue", "cluster=slurm", "cluster.slurm.requeue=false"], "the site forbids it"),
+        (["kinds=kill,kill"], "kinds=kill,kill: an interruption is there twice"),
         (["steps=3"], "steps=3: wanted a whole number, 12 or more"),
         (["cluster=torchrun"], "a drill needs this machine, or Slurm"),
         (["mine"], "mine: wanted KEY=VALUE"),
@@ -178,3 +182,5 @@ def test_under_slurm_a_drill_takes_the_job_away_and_runs_where_the_user_says(tmp
     assert plan.config.batch.global_batch_size == 16
     assert plan.config.cluster.slurm.partition == "gpu"
     assert replace(plan, kinds=()).words("x")[-1] == "name=x"
+    forbidden = plan_drill([*words, f"run_root={tmp_path}", "cluster.slurm.requeue=false"], TREE)
+    assert forbidden.kinds == ("notice", "kill")

@@ -104,7 +104,7 @@ def test_the_flag_stands_after_train_alone() -> None:
     for words, said in (
         (["train", "--node-rank"], r"--node-rank=\(nothing\): wanted this host's number"),
         (["train", "--node-rank=x"], r"--node-rank=x: wanted this host's number"),
-        (["evaluate", "--node-rank=1"], r"--node-rank is for `metier train` alone"),
+        (["evaluate", "--node-rank=1"], r"--node-rank is for `metier train`, `metier scale` and"),
     ):
         with pytest.raises(ConfigError, match=said):
             parse_arguments(words)

@@ -235,7 +235,7 @@ def test_what_is_done_is_measured_what_failed_says_why_and_what_runs_is_waited_f
     assert [each.speed is not None for each in found] == [True, False, False, False, False]
     assert [each.reason for each in found] == [
         None,
-        "OutOfMemory: no room",
+        f"OutOfMemory: no room; see `metier why {attempts[1].name}`",
         None,
         "job 8 is gone and the run is not complete; see `metier why mine.scale-strong-p8-r1`",
         "too large",
