@@ -1,6 +1,7 @@
 """What a job's script asks while the job runs: ``python -m launcher.slurm.job ACTION RUN_DIRECTORY ...``.
 
     begin RUN                  which nodes, which port, who looks after the job, until when; or its end
+    chain RUN                  where no job may run again: another one waits for this job's end
     judge RUN CODE             what the preflight's end means
     decide RUN CODE NOTICE     what the training's end means; prints ``again``, or ends the job
 
@@ -85,6 +86,9 @@ def _answer(action: str, layout: RunLayout, rest: Sequence[str]) -> int:
     match action:
         case "begin":
             return _begin(layout, config)
+        case "chain":
+            _chain(layout, config)
+            return EXIT_OK
         case "judge":
             return _judge(layout, config, int(rest[0]))
         case _:
@@ -124,8 +128,7 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
     if failed >= limit or told >= TOLD_FACTOR * limit:
         reason = f"given up: {told} starts in a row saved nothing beyond step {step}; see `metier why`"
         return _end(layout, job, Decision(step="failed", reason=reason))
-    if not config.cluster.slurm.requeue and find_waiting(lines, job) is None:
-        _say(f"job {submit_next(layout, after=job)} goes on when this one ends")
+    _chain(layout, config)
     living = _find_living(job, find_bad_nodes(lines, job))
     nodes = living[: config.cluster.nodes]
     if len(nodes) < config.cluster.nodes:
@@ -157,6 +160,15 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
     )
     sys.stdout.write(" ".join(map(str, answer)) + "\n")
     return EXIT_OK
+
+
+def _chain(layout: RunLayout, config: RunConfig) -> None:
+    """Where no job may run again, see to it that another one waits for this job's end, whatever ends it."""
+    job, lines = own_job(), read_journal(layout.jobs)
+    if config.cluster.slurm.requeue or asked_by_user(layout) or is_superseded(lines, job, own_restart()):
+        return
+    if find_waiting(lines, job) is None:
+        _say(f"job {submit_next(layout, after=job)} goes on when this one ends")
 
 
 def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:

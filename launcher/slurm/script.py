@@ -58,6 +58,7 @@ def write_script(config: RunConfig, layout: RunLayout, runs: Sequence[RunLayout]
         deputies=f"{find_script_python(config)} -m launcher.slurm.deputy"
         if cluster.slurm.spare_nodes
         else "",
+        chained=not cluster.slurm.requeue,
         preflight=""
         if cluster.preflight.mode == "off"
         else _in_run(plan_command(config, "training.preflight", _RUN)),

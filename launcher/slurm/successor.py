@@ -47,6 +47,7 @@ def hand_over(
         requeue(job)
     except SlurmError as error:
         by = submit_next(layout, after=job)
+        append_line(layout.jobs, "decided", job=job, step="return", by=by)
         return by, f"{error}; job {by} goes on instead"
     return job, f"job {job} is put back into the queue"
 

@@ -12,11 +12,12 @@ from launcher.slurm.facts import is_out_of_memory
 from launcher.slurm.job import main, port_of
 from launcher.slurm.journal import append_line, count_in_vain, is_superseded, newest_job, read_journal
 from launcher.slurm.living import choose_deputies, choose_living
+from launcher.slurm.script import write_script
 from launcher.slurm.successor import find_waiting, replace_dependency
 from launcher.tree import ConfigTree
 from tests.seen_run import put_on_path
 from training.config.freeze import write_frozen
-from training.errors import EXIT_FAILED, EXIT_USER_ERROR
+from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR
 from training.layout import RunLayout
 
 NAMES = ["n1", "n2", "n3"]
@@ -146,6 +147,29 @@ def test_a_step_that_is_refused_because_the_last_one_is_not_known_to_have_ended_
 )
 def test_a_rank_that_was_killed_for_its_memory_is_known_by_slurms_words(words: str, is_so: bool) -> None:
     assert is_out_of_memory(words) is is_so
+
+
+def test_where_no_job_may_run_again_one_other_waits_from_before_the_preflight_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    put_on_path(tmp_path / "bin", "sbatch", f"echo 8; echo $@ >>{tmp_path}/submitted")
+    put_on_path(tmp_path / "bin", "squeue", "exit 0")
+    words = ["experiment=tiny_smoke", "cluster=slurm", "name=mine", "cluster.slurm.requeue="]
+    for requeue, successors in (("true", []), ("false", ["8"])):
+        config = compose_run([*words[:-1], words[-1] + requeue], ConfigTree(None)).config
+        layout = RunLayout(tmp_path / requeue)
+        write_frozen(layout.config, config, {})
+        append_line(layout.jobs, "submitted", job="7")
+        for _ in range(2):
+            assert main(["chain", str(layout.root)]) == EXIT_OK
+        assert [line["job"] for line in read_journal(layout.jobs) if line["event"] == "next"] == successors
+        script = write_script(config, layout)
+        assert ("job chain" in script) == bool(successors)
+        assert script.find("job chain") < script.find("training.preflight")
+    assert "--dependency=afterany:7" in (tmp_path / "submitted").read_text()
 
 
 def test_an_error_of_the_scripts_own_is_written_down_calls_off_what_would_follow_and_is_named_by_why(
