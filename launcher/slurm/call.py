@@ -18,6 +18,8 @@ _BUSY = re.compile(
     r"Unable to create step for job \S+: "
     r"(Memory required by task is not available|Requested nodes are busy|Job/step already complet)"
 )
+_OF_A_JOB = ("SLURM_", "SLURMD_", "METIER_SLURM_LOG")
+_OF_A_USER = frozenset({"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CONF_SERVER", "SLURM_JWT"})
 _SECONDS = 60
 PATIENT = 60
 """Attempts of a call that must succeed in the end, PAUSE_SECONDS apart: ten minutes."""
@@ -88,8 +90,13 @@ def call_slurm(
 
 
 def _environment() -> dict[str, str]:
-    # A job that an array's task submits would inherit these, and take itself for that task.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_ARRAY_")}
+    # What a job submits inherits its environment. The new job would take the count of our restarts for its own,
+    # or itself for a task of an array, and its srun our numbers of tasks for options.
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_OF_A_JOB) or name in _OF_A_USER
+    }
     return own | {"SLURM_TIME_FORMAT": "%s"}
 
 

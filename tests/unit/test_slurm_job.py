@@ -155,7 +155,11 @@ def test_where_no_job_may_run_again_one_other_waits_from_before_the_preflight_on
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    put_on_path(tmp_path / "bin", "sbatch", f"echo 8; echo $@ >>{tmp_path}/submitted")
+    put_on_path(
+        tmp_path / "bin", "sbatch", f"echo 8; echo $@ >>{tmp_path}/submitted; env >{tmp_path}/environment"
+    )
+    for name in ("SLURM_RESTART_COUNT", "SLURM_NTASKS", "SLURM_CONF"):
+        monkeypatch.setenv(name, "2")
     put_on_path(tmp_path / "bin", "squeue", "exit 0")
     words = ["experiment=tiny_smoke", "cluster=slurm", "name=mine", "cluster.slurm.requeue="]
     for requeue, successors in (("true", []), ("false", ["8"])):
@@ -170,6 +174,9 @@ def test_where_no_job_may_run_again_one_other_waits_from_before_the_preflight_on
         assert ("job chain" in script) == bool(successors)
         assert script.find("job chain") < script.find("training.preflight")
     assert "--dependency=afterany:7" in (tmp_path / "submitted").read_text()
+    # The next job's first start is no restart, whatever this one is.
+    inherited = {line for line in (tmp_path / "environment").read_text().splitlines() if "SLURM" in line}
+    assert inherited == {"SLURM_CONF=2", "SLURM_TIME_FORMAT=%s"}
 
 
 def test_an_error_of_the_scripts_own_is_written_down_calls_off_what_would_follow_and_is_named_by_why(
