@@ -47,6 +47,11 @@ def run(words: Words) -> int:
     if action not in ACTIONS:
         raise ConfigError(f"{action} is no action{nearest(action, ACTIONS)}; wanted {', '.join(ACTIONS)}")
     if action == "show":
+        if words.plain[1:] or words.flags:
+            word = words.plain[1] if words.plain[1:] else words.flags[0][0]
+            raise ConfigError(
+                f"{word}: metier cluster show takes no further word; it shows this Slurm's partitions"
+            )
         sys.stdout.write(describe_site(ask_site()))
         return 0
     settings = _read_settings(words)

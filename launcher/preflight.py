@@ -3,6 +3,8 @@
 import os
 import shlex
 import sys
+import time
+from pathlib import Path
 
 from launcher.checks import check_devices
 from launcher.commands import merge_environment, package_variables, torchrun_command, training_variables
@@ -14,6 +16,7 @@ from launcher.run_directory import find_layout
 from launcher.slurm.ask import ask_site, expand_hosts
 from launcher.slurm.limits import judge_request
 from launcher.slurm.request import (
+    find_look_seconds,
     find_processes_per_node,
     plan_command,
     plan_directives,
@@ -27,7 +30,7 @@ from training.config.freeze import check_config, write_frozen
 from training.config.schema import RunConfig
 from training.errors import EXIT_FAILED, EXIT_OK, ClusterError, StorageError
 from training.layout import RunLayout
-from training.verdict import UNNAMED, find_report, read_verdict, say
+from training.verdict import UNNAMED, blame_lead, find_report, read_verdict, say
 
 _MODULE = "training.preflight"
 _MISSING = "???"
@@ -93,11 +96,33 @@ def run(words: Words) -> int:
         judge_request(config.cluster, ask_site(), expand_hosts(config.cluster.slurm.exclude))
     _make_ready(config, layout)
     environment = merge_environment(os.environ, variables)
+    patience = _Patience(layout.preflight, find_look_seconds(config.cluster))
     if config.cluster.kind == "slurm":
         # The lead says it on this screen.
-        return _end(layout, run_here(command, environment), told=True)
-    code, _ = run_with_log(command, environment, layout.logs / "preflight.log")
-    return _end(layout, code, told=False)
+        code, told = run_here(command, environment, is_late=patience.is_over), True
+    else:
+        log = layout.logs / "preflight.log"
+        (code, _), told = run_with_log(command, environment, log, is_late=patience.is_over), False
+    if patience.is_over() and read_verdict(layout.preflight).kind == "unknown":
+        line = blame_lead(layout.preflight, config.cluster.preflight, patience.seconds)
+        sys.stderr.write(f"metier preflight: {line}\n")
+        return read_verdict(layout.preflight).exit_code
+    return _end(layout, code, told=told)
+
+
+class _Patience:
+    """How long the lead is waited for, from the moment it has begun: srun may wait in the queue before."""
+
+    def __init__(self, path: Path, seconds: int) -> None:
+        """The lead writes its name into ``path`` first of all."""
+        self.seconds = seconds
+        self._path, self._began = path, 0.0
+
+    def is_over(self) -> bool:
+        """Whether it has had its time."""
+        if not self._began and self._path.exists():
+            self._began = time.monotonic()
+        return bool(self._began) and time.monotonic() - self._began > self.seconds
 
 
 def _compose(words: Words) -> tuple[RunConfig, bool]:
@@ -163,7 +188,7 @@ def _make_ready(config: RunConfig, layout: RunLayout) -> None:
 
 def _end(layout: RunLayout, code: int, *, told: bool) -> int:
     report, verdict = find_report(layout.preflight), read_verdict(layout.preflight)
-    if report is None:
+    if report is None or verdict.kind == "unknown":
         log = "" if told else f"; see {layout.logs / 'preflight.log'}"
         sys.stderr.write(f"metier preflight: ended with {code} and no verdict ({verdict.reason}){log}\n")
         return EXIT_FAILED

@@ -23,8 +23,9 @@ When a run has ended and you want to know why:
     metier logs RUN --rank R       # what one rank has said
     metier why --log FILE          # of a text alone: what a command printed, a job's log
 
-`metier why` holds the run's files, and sacct, against the causes below. Where several are seen, what causes
-the others comes first: a peer that was lost follows from a rank that was killed, and that from a job's limit.
+`metier why` holds the run's files, and sacct, against the causes below. Of each you find here how it looks,
+what it means, what to do, and the expressions by which it is known. Where several are seen, what causes the
+others comes first: a peer that was lost follows from a rank that was killed, and that from a job's limit.
 
 {recorded} of the {all} causes are tested with the files that a real fault has left behind (`tests/why/cases`,
 made by `python -m tests.why.record`); the others' signs are from the documentation that is named.
@@ -33,12 +34,12 @@ In nearly every case the same command goes on from the last checkpoint, once the
 """
 
 _PLACES = {
-    "outcome": "outcome.json",
+    "outcome": "outcome.json, in the words of `metier why`",
     "rank": "a rank's log",
-    "launch": "launch.log",
+    "launch": "torchrun's log",
     "job": "the job's log",
     "command": "what the command prints",
-    "events": "events.jsonl",
+    "events": "events.jsonl or jobs.jsonl",
     "sacct": "sacct",
     "preflight": "preflight.json",
     "tracker": "logs/tracker.log",
@@ -69,21 +70,27 @@ def _contents(causes: tuple[Cause, ...], areas: list[str]) -> str:
 def _say(cause: Cause) -> Iterator[str]:
     yield f'### <a id="{cause.id}"></a>{cause.title}'
     yield ""
-    yield f"`{cause.id}`. {cause.explanation}"
+    yield f"**Symptom.** In {_PLACES[cause.seen_in]}: {_quote(cause.seen)}"
+    yield ""
+    yield f"**Cause.** {cause.explanation}"
     yield ""
     yield f"**To do.** {cause.remedy}"
     yield ""
-    yield f"Seen by {'; '.join(_say_sign(sign) for sign in cause.signs)}."
+    yield f"`{cause.id}`, looked for as {'; '.join(_say_sign(sign) for sign in cause.signs)}."
     if not cause.recorded:
         yield ""
-        yield f"Not recorded in this project; the sign is from: {cause.source}."
+        yield f"Not recorded in this project; the signs are from {cause.source}"
 
 
 def _say_sign(sign: Sign) -> str:
-    pattern = sign.pattern.pattern
+    pattern = _quote(sign.pattern.pattern)
     if sign.sources == _USUAL:
-        return f"`{pattern}`"
-    return f"`{pattern}` in {', '.join(_PLACES[source] for source in sign.sources)}"
+        return pattern
+    return f"{pattern} in {', '.join(_PLACES[source] for source in sign.sources)}"
+
+
+def _quote(words: str) -> str:
+    return f"`` {words} ``" if "`" in words else f"`{words}`"
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def newest_incarnation(folder: Path) -> int:
 
 
 class FencedError(CheckpointError):
-    """A newer start of the same run has taken over; this one must not write."""
+    """A newer start of the same run has taken over, or the run was removed; this one must not write."""
 
 
 def find_incarnation(folder: Path, asked: float) -> int | None:
@@ -98,12 +98,17 @@ def within_fence(folder: Path, incarnation: int) -> Iterator[None]:
 
 
 def check_fence(folder: Path, incarnation: int) -> None:
-    """Make sure that no newer start has claimed the run.
+    """Make sure that the run is still this start's.
 
     Raises:
-        FencedError: One has.
+        FencedError: A newer start has claimed it, or somebody has removed the claims.
     """
     newest = newest_incarnation(folder)
+    if newest < incarnation:
+        raise FencedError(
+            f"somebody has removed {folder}, or the whole run, while it trained; start {incarnation} ends "
+            "without saving"
+        )
     if newest != incarnation:
         raise FencedError(
             f"start {newest} of this run has taken over; start {incarnation} ends without saving"

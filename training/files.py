@@ -1,6 +1,7 @@
 """Files that are complete or absent: written beside their place, made durable, then renamed into it."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,6 +27,12 @@ def say_bytes(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"  # noqa: PLR2004
 
 
+def _say_remedy(error: OSError) -> str:
+    if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EROFS}:
+        return "no folder can be made there, choose another one"
+    return "free some space or set its permissions"
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a sibling of ``path``, then rename it there once it is on the disk.
 
@@ -41,7 +48,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise StorageError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or set its permissions"
+            f"{path}: cannot be written ({error.strerror or error}); {_say_remedy(error)}"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -111,7 +118,7 @@ def hold_lock(path: Path, *, busy: str, shared: bool = False) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror}); set its permissions") from error
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); {_say_remedy(error)}") from error
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

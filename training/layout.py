@@ -1,5 +1,7 @@
 """Where everything lies: the run directory and the corpus folder are contracts, named here once."""
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +9,12 @@ ASKED = "METIER_ASKED"
 """Environment variable by which the launcher tells the ranks when it was called, seconds since 1970."""
 
 START_MARK = "=== start "
-"""With these words each start begins in a rank's log."""
+"""With these words each start begins in a log that goes on over restarts."""
+
+
+def start_line() -> str:
+    """Say that a start begins here: by it `metier why` knows what belongs to the last one."""
+    return f"{START_MARK}{time.strftime('%Y-%m-%dT%H:%M:%S%z')} on {os.uname().nodename}\n"
 
 
 def redone_beside(path: Path) -> Path:

@@ -1,11 +1,13 @@
 """preflight.json: what a preflight found, and what the scheduler's side is to do about it. Without torch."""
 
+import time
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
 from training.config.base import Section
+from training.config.cluster import PreflightConfig
 from training.files import write_json
 
 EXIT_EXCLUDE = 3
@@ -86,6 +88,61 @@ def write_report(path: Path, report: Report) -> None:
         StorageError: It cannot be written.
     """
     write_json(path, report.model_dump(mode="json"))
+
+
+def note_lead(path: Path, node: str) -> None:
+    """Write down which node leads a preflight that begins: should it hang, nobody else could tell.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    reason = f"{node} began to lead the preflight and has not brought it to an end"
+    _write_about(path, node, Verdict(kind="unknown", nodes=(node,), reason=reason), (), 0.0)
+
+
+def blame_lead(path: Path, config: PreflightConfig, seconds: float, node: str = "an unnamed node") -> str:
+    """Give the verdict in place of a lead that has not given it in time; say it as one line.
+
+    Args:
+        path: Where preflight.json is, or is to be.
+        config: What a bad node means.
+        seconds: How long it was waited for.
+        node: The lead's, where it has not even begun.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    begun = find_report(path)
+    node = begun.nodes[0] if begun else node
+    finding = Finding(
+        node=node,
+        what="leads the preflight and",
+        value=f"did not answer for {seconds:.0f} s",
+        wanted="a verdict wanted",
+        severity="bad",
+        excluding_helps=True,
+    )
+    kinds: dict[str, Kind] = {"warn": "warn", "stop": "stop"}
+    kind = kinds.get(config.mode, "exclude")
+    bad = (node,) if kind == "exclude" else ()
+    verdict = Verdict(kind=kind, nodes=bad, reason=f"{node}: {finding.what} {finding.value}")
+    _write_about(path, node, verdict, (finding,), seconds)
+    return say(finding, verdict)
+
+
+def _write_about(
+    path: Path, node: str, verdict: Verdict, findings: tuple[Finding, ...], seconds: float
+) -> None:
+    report = Report(
+        time=time.time(),
+        seconds=seconds,
+        nodes=(node,),
+        verdict=verdict,
+        findings=findings,
+        undone=(),
+        facts={},
+    )
+    write_report(path, report)
 
 
 def read_verdict(path: Path) -> Verdict:

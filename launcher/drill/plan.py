@@ -129,6 +129,10 @@ def _read_kinds(text: str | None, cluster: ClusterConfig) -> tuple[Kind, ...]:
     if text is None:
         return _KINDS_WITH_REQUEUE if requeues else _KINDS
     kinds = text.split(",")
+    if not all(kinds):
+        raise ConfigError(
+            f"kinds={text}: wanted one or several of {', '.join(KINDS)}, with commas between them"
+        )
     if len(set(kinds)) < len(kinds):
         raise ConfigError(f"kinds={text}: an interruption is there twice")
     for kind in kinds:

@@ -20,6 +20,7 @@ from launcher.seeing.read import (
     whole_number,
 )
 from launcher.slurm.facts import BY_USER
+from launcher.slurm.journal import find_decision, find_stages, find_withdrawn, read_journal
 from training.layout import RunLayout
 from training.metrics.goodput import find_goodput, read_first_start
 
@@ -56,11 +57,20 @@ class RunFacts:
     wish: str
     """Of a stop that a person has asked for since the newest start: who, and when; else nothing."""
 
+    withdrawn: str
+    """Of a stop by which a person has taken its newest job out of the queue: who, and when; else nothing."""
+
+    decision: Line
+    """Of its newest job: that nothing comes after it, and why; else nothing."""
+
     claim: Line
     """The newest start's: host, pid, time."""
 
     jobs: tuple[str, ...]
     """Slurm's numbers, in the order in which they were submitted."""
+
+    stages: tuple[tuple[str, str], ...]
+    """The jobs before and after the training that were submitted with it: number, and what it does."""
 
     journal: tuple[Line, ...]
     events: tuple[Line, ...]
@@ -83,6 +93,7 @@ def read_facts(layout: RunLayout, now: float | None = None) -> RunFacts:
     step = _find_step(last, outcome)
     checkpoint = find_checkpoint(layout)
     now = time.time() if now is None else now
+    jobs = read_journal(layout.jobs)
     sign = find_last_sign(layout, last, events)
     return RunFacts(
         layout=layout,
@@ -99,8 +110,11 @@ def read_facts(layout: RunLayout, now: float | None = None) -> RunFacts:
         last_sign=sign,
         outcome=outcome,
         wish=_read_wish(layout),
+        withdrawn=text(find_withdrawn(jobs) or {}, "by"),
+        decision=find_decision(jobs) or {},
         claim=read_object(claims[-1]) if claims else {},
         jobs=read_jobs(layout),
+        stages=tuple((str(line.get("job")), str(line.get("stage"))) for line in find_stages(jobs)),
         journal=tuple(journal),
         events=tuple(events),
     )
@@ -159,15 +173,16 @@ def read_hearts(layout: RunLayout) -> dict[int, Line]:
 
 
 def read_jobs(layout: RunLayout, *, stages: bool = False) -> tuple[str, ...]:
-    """Read the numbers of the run's jobs from jobs.jsonl, each once, oldest first.
+    """Read the numbers of the run's jobs from jobs.jsonl, each once, oldest first; none that was called off.
 
     Args:
         layout: The run.
         stages: Those that prepare before the training and evaluate and export after it, instead of its own.
     """
-    lines = [line for line in read_records(layout.jobs) if (line.get("event") == "stage") == stages]
-    found = (str(line.get("job") or "") for line in lines)
-    return tuple(dict.fromkeys(job for job in found if job[:1].isdecimal()))
+    lines = read_records(layout.jobs)
+    off = {str(line.get("job")) for line in lines if line.get("event") == "called_off"}
+    found = (str(line.get("job") or "") for line in lines if (line.get("event") == "stage") == stages)
+    return tuple(dict.fromkeys(job for job in found if job[:1].isdecimal() and job not in off))
 
 
 def _read_wish(layout: RunLayout) -> str:

@@ -73,8 +73,13 @@ def choose_logs(layout: RunLayout, *, rank: str | None, job: str | None, follow:
             return [wanted]
         there = [path.stem.replace("_", " ") for path in [*ranks, *jobs]]
         raise ConfigError(f"{wanted} is not there; {', '.join(there) or 'no rank has written one yet'}")
-    launch = layout.logs / "launch.log"
-    return [*([launch] if launch.is_file() and launch.stat().st_size else []), *jobs[-1:], *ranks]
+    launch = [path for path in find_launch_logs(layout) if path.stat().st_size]
+    return [*launch, *jobs[-1:], *ranks]
+
+
+def find_launch_logs(layout: RunLayout) -> list[Path]:
+    """List what torchrun said, on this machine or on each of several hosts."""
+    return sorted(layout.logs.glob("launch*.log"))
 
 
 def find_rank_logs(layout: RunLayout) -> list[Path]:

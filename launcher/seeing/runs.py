@@ -7,6 +7,7 @@ from pathlib import Path
 from training.config.names import nearest
 from training.errors import ConfigError
 from training.layout import RunLayout
+from training.verdict import UNNAMED
 
 RUN_ROOT = "runs"
 """Where runs lie unless ``run_root=DIR`` is said."""
@@ -49,10 +50,12 @@ def find_run(name: str, run_root: str = RUN_ROOT) -> RunLayout:
     Raises:
         ConfigError: There is none; what was perhaps meant is said.
     """
-    for folder in (Path(name), Path(run_root) / name):
+    for folder in (Path(name), Path(run_root) / name) if name else ():
         if is_run(folder):
             return RunLayout(folder.absolute())
     known = sorted(layout.root.name for layout in list_runs(run_root))
+    if not name:
+        raise ConfigError(f"'' is no run's name{nearest(name, known)}")
     raise ConfigError(
         f"{name} is no run, neither {name}/run.json nor {run_root}/{name}/run.json exists"
         f"{nearest(name, known)}"
@@ -80,5 +83,12 @@ def list_runs(run_root: str = RUN_ROOT) -> list[RunLayout]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it has a run.json, or has lost it and still has checkpoints."""
+    """Whether a folder is a run's: it has a run.json, or has lost it and still has checkpoints.
+
+    That of a preflight which belongs to no run is none.
+    """
+    return folder.name != UNNAMED and _has_files(folder)
+
+
+def _has_files(folder: Path) -> bool:
     return (folder / "run.json").is_file() or any((folder / "checkpoints").glob("step_*"))

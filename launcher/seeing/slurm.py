@@ -29,6 +29,15 @@ ACTIVE = frozenset(
 )
 """States of a job that is not over (squeue(1), "JOB STATE CODES")."""
 
+_WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+
+UNMET = "DependencyNeverSatisfied"
+"""squeue's reason of a job that Slurm has cancelled because the one that it waited for has failed."""
+
+NOWHERE = "None assigned"
+"""sacct's nodes of a job that never began."""
+
+_UNMET = re.compile(rf"\|CANCELLED\|[^|]*\|{NOWHERE}")
 _FIELDS = 4
 _NUMBER = re.compile(r"\d+(_\d+)?")
 
@@ -50,6 +59,16 @@ class JobView:
     def is_active(self) -> bool:
         """Whether it waits, runs, or comes back by itself."""
         return self.state in ACTIVE
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is in the queue."""
+        return self.state in _WAITING
+
+    @property
+    def is_unmet(self) -> bool:
+        """Whether it never began because the job that it waited for has failed."""
+        return self.state == "CANCELLED" and self.reason == UNMET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +97,8 @@ def ask_jobs(jobs: Iterable[str]) -> SlurmView:
         rows, _ = ask(
             ["sacct", "-X", "-P", "-n", "--format=JobID,State,Reason,NodeList", f"--jobs={','.join(gone)}"]
         )
-        found |= read_queue(rows)
+        # In squeue's words; what a person has cancelled is CANCELLED by 1000.
+        found |= read_queue(_UNMET.sub(f"|CANCELLED|{UNMET}|", row) for row in rows)
     return SlurmView(jobs=found, trouble=trouble)
 
 

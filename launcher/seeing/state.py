@@ -10,10 +10,14 @@ from launcher.seeing.facts import RunFacts, is_here, read_facts, read_hearts, sa
 from launcher.seeing.here import find_ranks
 from launcher.seeing.read import number, text
 from launcher.seeing.slurm import JobView, SlurmView, ask_jobs
+from launcher.slurm.journal import ENDS
 from training.layout import RunLayout
 
 SILENT_SECONDS = 120.0
 """Without a sign for so long, a run whose processes cannot be seen from here is called silent."""
+
+_UNSAID = frozenset({"COMPLETED", "CANCELLED"})
+"""Of a job beside the training: it has ended well, or because another one has not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +31,19 @@ class RunView:
     note: str
     """What there is to say besides; nothing where nothing is."""
 
+    stages: str
+    """Which jobs before and after the training wait, run, or have failed; nothing where none does."""
+
     job: JobView | None
     """The job that counts: the newest that is not over, else the newest."""
 
     is_over: bool
     """Whether nothing of it runs or waits any more."""
+
+    @property
+    def is_unexplained(self) -> bool:
+        """Whether Slurm alone has said how it ended."""
+        return self.is_over and self.job is not None and self.state == self.job.state
 
 
 def look_at(layouts: Sequence[RunLayout]) -> tuple[list[RunView], str]:
@@ -42,7 +54,7 @@ def look_at(layouts: Sequence[RunLayout]) -> tuple[list[RunView], str]:
     """
     now = time.time()
     facts = [read_facts(layout, now) for layout in layouts]
-    slurm = ask_jobs(job for each in facts for job in each.jobs)
+    slurm = ask_jobs(job for each in facts for job in (*each.jobs, *(job for job, _ in each.stages)))
     here = find_ranks()
     return [judge(each, slurm, here, now) for each in facts], slurm.trouble
 
@@ -57,17 +69,39 @@ def judge(facts: RunFacts, slurm: SlurmView, here: Mapping[Path, Sequence[int]],
         now: Seconds since 1970.
     """
     job = choose_job(facts.jobs, slurm.jobs.values())
-    if job is not None and job.is_active:
+    # Without its controller Slurm knows the past alone: what the run itself has said goes first.
+    unasked = bool(slurm.trouble) and bool(facts.jobs)
+    if job is not None and job.is_active and not (unasked and facts.decision):
         state, note, is_over = job.state, f"{_say_job(job)}{_say_phase(facts, now)}", False
     elif facts.layout.root in here:
         state, note, is_over = "RUNNING", f"on {os.uname().nodename}{_say_phase(facts, now)}", False
+    elif facts.withdrawn:
+        state, note, is_over = "STOPPED", _say_withdrawn(facts), True
+    elif job is not None and job.is_unmet:
+        state, note, is_over = job.state, f"job {job.job} never began: what it waited for has failed", True
+    elif facts.decision and text(facts.outcome, "state") != ENDS[facts.decision["step"]]:
+        # The ranks had no time to say it, or what they said is of an earlier job.
+        state, note, is_over = ENDS[facts.decision["step"]], text(facts.decision, "reason"), True
     elif text(facts.outcome, "state"):
-        state, note, is_over = text(facts.outcome, "state"), say_outcome(facts), True
+        over = bool(facts.decision) or not unasked
+        state, note, is_over = text(facts.outcome, "state"), say_outcome(facts), over
     elif job is not None:
         state, note, is_over = job.state, f"job {job.job} is over, and no rank has said how", True
     else:
         state, note, is_over = _judge_by_signs(facts, now)
-    return RunView(facts=facts, state=state, note=note, job=job, is_over=is_over)
+    return RunView(
+        facts=facts, state=state, note=note, stages=_say_stages(facts, slurm), job=job, is_over=is_over
+    )
+
+
+def _say_stages(facts: RunFacts, slurm: SlurmView) -> str:
+    said = []
+    for first, stage in facts.stages:
+        # An array's tasks have its number before their own.
+        views = [view for job, view in slurm.jobs.items() if job.partition("_")[0] == first]
+        states = dict.fromkeys(view.state for view in views if view.state not in _UNSAID)
+        said += [f"{stage} {first} {'/'.join(states)}"] if states else []
+    return ", ".join(said)
 
 
 def _judge_by_signs(facts: RunFacts, now: float) -> tuple[str, str, bool]:
@@ -102,13 +136,18 @@ def say_outcome(facts: RunFacts) -> str:
     return f"asked by {asked_by}" if asked_by else ""
 
 
+def _say_withdrawn(facts: RunFacts) -> str:
+    when = "while it waited to go on" if facts.starts else "before it began"
+    return f"stopped {when}, asked by {facts.withdrawn}"
+
+
 def _say_phase(facts: RunFacts, now: float) -> str:
     """Say what the ranks are at that is furthest behind, where it is not a step."""
     hearts = read_hearts(facts.layout)
     newest = [heart for heart in hearts.values() if heart.get("incarnation") in {facts.starts, None}]
     since = min((number(heart, "since") or now for heart in newest), default=now)
     phase = next((text(heart, "phase") for heart in newest if number(heart, "since") == since), "")
-    return f", {phase} for {now - since:.0f} s" if phase not in {"", "step"} else ""
+    return f", {phase} for {max(0.0, now - since):.0f} s" if phase not in {"", "step"} else ""
 
 
 def _say_job(job: JobView) -> str:

@@ -26,6 +26,9 @@ RUN is a run's folder, or its name in runs/; without one, all of them. One line 
   goodput     the part of the time since the first start that was steps that count
   checkpoint  the newest one's step, and its age
 
+Below the table: what there is to say besides, also which of the jobs that `metier run` has submitted before
+and after a training wait, run or have failed.
+
 Slurm is asked once for all runs, and not waited for when it does not answer.
 
 Examples
@@ -81,9 +84,9 @@ def write_table(views: Sequence[RunView], now: float) -> str:
 
 def say_more(view: RunView) -> str:
     """Say what the table has no column for, and what can be done."""
-    if view.state in {"FAILED", "KILLED", "SILENT"} or (view.is_over and "no rank has said" in view.note):
-        return f"{view.note}; metier why {view.facts.name}"
-    return view.note
+    unclear = view.state in {"FAILED", "KILLED", "SILENT"} or view.is_unexplained
+    parts = (view.note, view.stages, f"metier why {view.facts.name}" if unclear else "")
+    return "; ".join(part for part in parts if part)
 
 
 def as_record(view: RunView) -> dict[str, Any]:
@@ -94,6 +97,7 @@ def as_record(view: RunView) -> dict[str, Any]:
         "folder": str(facts.layout.root),
         "state": view.state,
         "note": view.note,
+        "stages": view.stages,
         "is_over": view.is_over,
         "job": view.job.job if view.job else None,
         "nodes": view.job.nodes if view.job else None,

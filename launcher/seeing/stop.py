@@ -14,6 +14,7 @@ from launcher.seeing.runs import RUN_ROOT, find_run, split_words
 from launcher.seeing.slurm import JobView, ask, ask_jobs
 from launcher.seeing.state import RunView, look_at
 from launcher.slurm.facts import BY_USER
+from launcher.slurm.journal import append_line
 from launcher.tools import Words, refuse_flags
 from training.errors import EXIT_FAILED, EXIT_OK, ClusterError, ConfigError
 from training.files import write_text
@@ -33,6 +34,9 @@ Examples
   metier stop medical_qlora_smol --now
   metier stop run_root=/scratch/runs mine
 """
+
+_GONE = ("Invalid job id", "already completing or completed", "already finished")
+"""scancel's words for a job that ended since squeue was asked."""
 
 
 def run(words: Words) -> int:
@@ -64,18 +68,29 @@ def stop_run(view: RunView, trouble: str, *, now: bool) -> list[str]:
         ClusterError: Nothing of it runs or waits, as far as can be known.
     """
     facts = view.facts
-    if view.is_over and not trouble:
+    if view.is_over and (facts.decision or not trouble):
         how = f"it is {view.state}" + (f" after step {facts.step}" if facts.step is not None else "")
         raise ClusterError(f"nothing of {facts.name} is running: {how}")
-    write_text(facts.layout.stop_request, say_who())
-    said = [f"asked to save and end ({facts.layout.stop_request.name}); it does not start again by itself"]
+    who = say_who()
+    write_text(facts.layout.stop_request, who)
     # What was to follow on the training does not follow on half of it.
     stages = read_jobs(facts.layout, stages=True)
     slurm = ask_jobs([*facts.jobs, *stages])
     active = [slurm.jobs[job] for job in (*facts.jobs, *stages) if job in slurm.jobs]
     jobs = [job for job in active if job.is_active and (job.job in facts.jobs or job.state == "PENDING")]
-    said += [line for job in jobs for line in _stop_job(job, now=now)]
+    said = []
+    if not jobs or any(not job.waits for job in jobs):
+        wish = facts.layout.stop_request.name
+        said.append(f"asked to save and end ({wish}); it does not start again by itself")
+    done = {job.job: _stop_job(job, now=now) for job in jobs}
+    said += [line for line, _ in done.values()]
     said += _stop_here(facts.layout) if now and not jobs else []
+    if facts.jobs or stages:
+        told = {
+            word: [job.job for job in jobs if done[job.job][1] and job.waits == waits]
+            for word, waits in (("cancelled", True), ("told", False))
+        }
+        append_line(facts.layout.jobs, "stop", by=who.strip(), **told)
     reasons = [reason for reason in (trouble, slurm.trouble) if reason]
     return said + [f"{reasons[0]}: its ranks see the wish by themselves" for _ in reasons[:1]]
 
@@ -88,20 +103,21 @@ def say_who() -> str:
     return f"{BY_USER}{name}@{os.uname().nodename} {time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n"
 
 
-def _stop_job(job: JobView, *, now: bool) -> list[str]:
-    if job.state in {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"}:
-        return [_tell(["scancel", job.job], f"job {job.job}, which was {job.state}, is cancelled")]
+def _stop_job(job: JobView, *, now: bool) -> tuple[str, bool]:
+    """Stop a job; say what was done, and whether it was."""
+    if job.waits:
+        return _tell(["scancel", job.job], job, f", which was {job.state}, is cancelled")
     if now:
-        done = f"job {job.job} on {job.nodes} is being cancelled: it saves and ends"
-        return [_tell(["scancel", job.job], done)]
+        return _tell(["scancel", job.job], job, f" on {job.nodes} is being cancelled: it saves and ends")
     # The job's script passes it on: a rank between two looks for the wish hears of it sooner.
-    done = f"job {job.job} on {job.nodes} was told"
-    return [_tell(["scancel", "--batch", "--signal=USR1", job.job], done)]
+    return _tell(["scancel", "--batch", "--signal=USR1", job.job], job, f" on {job.nodes} was told")
 
 
-def _tell(command: Sequence[str], done: str) -> str:
+def _tell(command: Sequence[str], job: JobView, done: str) -> tuple[str, bool]:
     _, trouble = ask(command)
-    return f"failed: {trouble}" if trouble else done
+    if any(word in trouble for word in _GONE):
+        return f"job {job.job} has ended meanwhile", False
+    return (f"failed: job {job.job}: {trouble}", False) if trouble else (f"job {job.job}{done}", True)
 
 
 def _stop_here(layout: RunLayout) -> list[str]:

@@ -5,14 +5,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from launcher.commands import merge_environment, package_variables
 from launcher.processes import run_here
 from launcher.seeing.facts import read_jobs
+from launcher.seeing.read import read_tail
 from launcher.seeing.runs import RUN_ROOT, find_one_run, split_words
 from launcher.tools import Words, refuse_flags
-from training.errors import EXIT_OK, ClusterError
+from training.errors import EXIT_OK, ClusterError, ConfigError
 from training.layout import RunLayout
 
 HELP = """\
@@ -40,7 +42,7 @@ def run(words: Words) -> int:
 
     Raises:
         ClusterError: There is no Slurm to submit to, or it refuses.
-        ConfigError: The run does not exist.
+        ConfigError: The run does not exist, or a job would have no API key.
     """
     refuse_flags(words, ("--after", "--partition"))
     names, settings = split_words(words.plain)
@@ -52,9 +54,24 @@ def run(words: Words) -> int:
     after = read_jobs(layout)[-1:] if "--after" in flags else ()
     if "--after" in flags and not after:
         raise ClusterError(f"{layout.jobs} names no job to wait for; leave --after out")
-    submission = submit_command(layout, command, flags.get("--partition"), after)
-    sys.stdout.write(f"{_submit(submission)}\n")
+    if not has_key(os.environ):
+        raise ConfigError(
+            "no API key of Weights & Biases is here, and the job would have none either: run `wandb login`, "
+            "or set WANDB_API_KEY"
+        )
+    job = _submit(submit_command(layout, command, flags.get("--partition"), after))
+    waits = f", afterany:{after[0]}" if after else ""
+    sys.stdout.write(f"job {job} sends it{waits}; its log is {layout.logs / f'sync_{job}.log'}\n")
     return EXIT_OK
+
+
+def has_key(environ: Mapping[str, str]) -> bool:
+    """Whether there is a key as W&B looks for one: in its variables, or as a login in ~/.netrc."""
+    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    folder = Path(environ.get("HOME", ""))
+    places = [Path(environ["NETRC"])] if environ.get("NETRC") else [folder / ".netrc", folder / "_netrc"]
+    return any("password" in "\n".join(read_tail(place)) for place in places)
 
 
 def sync_command(layout: RunLayout) -> list[str]:
@@ -75,7 +92,7 @@ def submit_command(
         "--ntasks=1",
         "--cpus-per-task=1",
         f"--time={_TIME}",
-        f"--output={layout.logs}/sync_%j.log",
+        f"--output={str(layout.logs).replace('%', '%%')}/sync_%j.log",
         *([f"--partition={partition}"] if partition else []),
         *(f"--dependency=afterany:{job}" for job in after),
         f"--wrap={' '.join([*variables, shlex.join(command)])}",
@@ -92,6 +109,4 @@ def _submit(command: Sequence[str]) -> str:
     if done.returncode:
         reason = " ".join(done.stderr.split()) or f"sbatch ended with {done.returncode}"
         raise ClusterError(f"Slurm refused the job: {reason}")
-    job = done.stdout.strip().partition(";")[0]
-    waits = next((word.removeprefix("--dependency=") for word in command if "--dependency" in word), "")
-    return f"job {job} sends it{f', {waits}' if waits else ''}; its log is in logs/sync_{job}.log"
+    return done.stdout.strip().partition(";")[0]

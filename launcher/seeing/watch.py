@@ -86,7 +86,7 @@ def say_line(view: RunView) -> str:
         parts.append(f"{say_seconds(facts.seconds_left)} left")
     if facts.starts > 1:
         parts.append(f"start {facts.starts}")
-    return "  ".join([*parts, *([view.note] if view.note else [])])
+    return "  ".join([*parts, *(said for said in (view.note, view.stages) if said)])
 
 
 def draw(view: RunView, trouble: str = "") -> RenderableType:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.local import Ending, read_ending
 from launcher.slurm.call import SlurmError
-from launcher.slurm.journal import newest_job, read_journal
+from launcher.slurm.journal import find_decision, find_withdrawn, newest_job, read_journal
 from launcher.slurm.submit import find_job_state
 from training.config.schema import RunConfig
 from training.errors import EXIT_FAILED, EXIT_OK
@@ -27,10 +27,10 @@ def follow_run(config: RunConfig, layout: RunLayout) -> Ending:
                 job = newest_job(read_journal(layout.jobs)) or ""
                 _show_new(layout, shown)
                 time.sleep(_SECONDS)
-            state = _say_change(job, state)
+            state = _say_change(layout, job, state)
             if state == "GONE":
                 _show_new(layout, shown)
-                return _find_ending(config, layout)
+                return find_ending(config, layout)
     except KeyboardInterrupt:
         sys.stdout.write(
             f"\nthe run goes on without this screen; metier watch {config.name} comes back to it\n"
@@ -38,11 +38,12 @@ def follow_run(config: RunConfig, layout: RunLayout) -> Ending:
         return Ending(exit_code=EXIT_OK, state="SUBMITTED", step=None, line="")
 
 
-def _say_change(job: str, before: str) -> str:
+def _say_change(layout: RunLayout, job: str, before: str) -> str:
     try:
         state = find_job_state(job) or "GONE"
     except SlurmError:
-        return before  # the controller is away: the log says what goes on
+        # The controller is away: the run's own files say what goes on.
+        return "GONE" if find_decision(read_journal(layout.jobs)) else before
     if state not in {before, "GONE"}:
         sys.stdout.write(f"job {job} is {state.lower()}\n")
         sys.stdout.flush()
@@ -64,8 +65,14 @@ def _age(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _find_ending(config: RunConfig, layout: RunLayout) -> Ending:
-    last = next((line for line in reversed(read_journal(layout.jobs)) if line["event"] == "decided"), None)
+def find_ending(config: RunConfig, layout: RunLayout) -> Ending:
+    """Find how a run has ended, and say so."""
+    lines = read_journal(layout.jobs)
+    last = next((line for line in reversed(lines) if line["event"] == "decided"), None)
+    if (stop := find_withdrawn(lines)) is not None:
+        line = f"stopped while its job waited in the queue, asked by {stop['by']}"
+        sys.stdout.write(f"metier train: {line}\n")
+        return Ending(exit_code=EXIT_OK, state="STOPPED", step=None, line=line)
     try:
         json.loads(layout.outcome.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,21 +31,23 @@ from launcher.slurm.facts import (
     read_slurm_log,
 )
 from launcher.slurm.journal import (
-    Line,
     append_line,
     count_idle_starts,
     count_in_vain,
+    find_bad_nodes,
     is_superseded,
+    last_submission,
     read_journal,
 )
-from launcher.slurm.living import choose_deputies, choose_living, find_states, list_nodes
+from launcher.slurm.living import ask_nodelist, choose_deputies, choose_living, find_states, list_nodes
+from launcher.slurm.request import find_look_seconds
 from launcher.slurm.successor import call_off_next, find_waiting, hand_over, own_job, submit_next
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
-from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
+from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError, first_line
 from training.fence import find_incarnation
 from training.layout import RunLayout
-from training.verdict import read_verdict
+from training.verdict import blame_lead, read_verdict
 
 AGAIN = "again"
 ENOUGH = 3
@@ -54,6 +57,9 @@ REQUEUED = 4
 """This job was put back into the queue: its script waits until Slurm ends it."""
 
 _FIRST_PORT, _PORTS = 15_000, 10_000
+_TIMED_OUT = 124
+"""What timeout(1) ends with, in the job's script."""
+
 _AWAY_PAUSE_SECONDS = 10.0
 _MOST_IN_VAIN = 30
 """So often Slurm may refuse to begin a start because of the last one's, 10 s apart."""
@@ -64,17 +70,39 @@ def main(words: Sequence[str]) -> int:
     action, root, *rest = words
     layout = RunLayout(Path(root))
     try:
-        config = read_frozen(layout.config)
-        match action:
-            case "begin":
-                return _begin(layout, config)
-            case "judge":
-                return _judge(layout, config, int(rest[0]))
-            case _:
-                return _decide(layout, config, int(rest[0]), rest[1] if rest[1:] else "")
+        return _answer(action, layout, rest)
     except MetierError as error:
-        _say(f"{error}")
+        _give_up(layout, error)
         return EXIT_USER_ERROR
+    except Exception as error:
+        traceback.print_exc()
+        _give_up(layout, error)
+        return EXIT_FAILED
+
+
+def _answer(action: str, layout: RunLayout, rest: Sequence[str]) -> int:
+    config = read_frozen(layout.config)
+    match action:
+        case "begin":
+            return _begin(layout, config)
+        case "judge":
+            return _judge(layout, config, int(rest[0]))
+        case _:
+            return _decide(layout, config, int(rest[0]), rest[1] if rest[1:] else "")
+
+
+def _give_up(layout: RunLayout, error: Exception) -> None:
+    """End the run with an error of this script's own, as far as that can still be written and called off."""
+    kind = type(error).__name__
+    decision = Decision(step="failed", reason=f"the job's script failed: {kind}: {first_line(error)}")
+    try:
+        job = own_job()
+        if is_superseded(read_journal(layout.jobs), job, own_restart()):
+            _say(decision.reason)
+        else:
+            _end(layout, job, decision, error_class=kind)
+    except Exception:
+        traceback.print_exc()
 
 
 def port_of(job: str, starts: int) -> int:
@@ -98,7 +126,7 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
         return _end(layout, job, Decision(step="failed", reason=reason))
     if not config.cluster.slurm.requeue and find_waiting(lines, job) is None:
         _say(f"job {submit_next(layout, after=job)} goes on when this one ends")
-    living = _find_living(_bad_nodes(lines, job))
+    living = _find_living(job, find_bad_nodes(lines, job))
     nodes = living[: config.cluster.nodes]
     if len(nodes) < config.cluster.nodes:
         _say("fewer nodes live than the run needs")
@@ -132,7 +160,14 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
 
 
 def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
-    job, verdict = own_job(), read_verdict(layout.preflight)
+    job, preflight = own_job(), config.cluster.preflight
+    if code == _TIMED_OUT and read_verdict(layout.preflight).kind == "unknown":
+        _say(
+            blame_lead(
+                layout.preflight, preflight, find_look_seconds(config.cluster), os.environ["MASTER_ADDR"]
+            )
+        )
+    verdict = read_verdict(layout.preflight)
     if verdict.kind in {"ok", "warn", "unknown"}:
         if verdict.kind == "unknown":
             _say(f"the preflight ended with {code} and told nothing; training starts all the same")
@@ -140,17 +175,17 @@ def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
     append_line(
         layout.jobs, "preflight", job=job, verdict=verdict.kind, bad=verdict.nodes, reason=verdict.reason
     )
-    mode, lines = config.cluster.preflight.mode, read_journal(layout.jobs)
+    mode, lines = preflight.mode, read_journal(layout.jobs)
     if mode == "stop" or (verdict.kind == "stop" and mode != "warn"):
         return _end(layout, job, Decision(step="failed", reason=f"preflight: {verdict.reason}"))
-    if mode == "warn" or _are_enough(config, _bad_nodes(lines, job)):
+    if mode == "warn" or _are_enough(config, job, find_bad_nodes(lines, job)):
         how = "all the same (cluster.preflight.mode=warn)" if mode == "warn" else "on the other nodes"
         _say(f"preflight: {verdict.reason}; training starts {how}")
         return EXIT_OK
     excluded = sorted(
         {node for line in lines if line["event"] == "preflight" for node in line.get("bad", [])}
     )
-    tries = sum(line["event"] == "preflight" for line in lines[_last_submission(lines) :])
+    tries = sum(line["event"] == "preflight" for line in lines[last_submission(lines) :])
     if tries > config.cluster.slurm.starts_without_progress:
         reason = f"given up: {tries} preflights in a row found bad nodes; the last: {verdict.reason}"
         return _end(layout, job, Decision(step="failed", reason=reason))
@@ -212,7 +247,7 @@ def _again(layout: RunLayout, config: RunConfig, job: str, decision: Decision, *
     _say(f"{decision.reason}; starting again")
     if away:
         time.sleep(_AWAY_PAUSE_SECONDS)
-    elif not _are_enough(config, _bad_nodes(read_journal(layout.jobs), job)):
+    elif not _are_enough(config, job, find_bad_nodes(read_journal(layout.jobs), job)):
         return _go_on_later(layout, config, job)
     sys.stdout.write(f"{AGAIN}\n")
     return EXIT_OK
@@ -224,8 +259,8 @@ def _go_on_later(layout: RunLayout, config: RunConfig, job: str, exclude: Sequen
     return REQUEUED if by == job else ENOUGH
 
 
-def _end(layout: RunLayout, job: str, decision: Decision) -> int:
-    append_line(layout.jobs, "decided", job=job, step=decision.step, reason=decision.reason)
+def _end(layout: RunLayout, job: str, decision: Decision, **facts: object) -> int:
+    append_line(layout.jobs, "decided", job=job, step=decision.step, reason=decision.reason, **facts)
     if decision.step == "failed":
         append_line(layout.jobs, "given_up", job=job, reason=decision.reason)
     _say(decision.reason)
@@ -234,24 +269,13 @@ def _end(layout: RunLayout, job: str, decision: Decision) -> int:
     return EXIT_FAILED if decision.step == "failed" else ENOUGH
 
 
-def _are_enough(config: RunConfig, without: set[str]) -> bool:
-    return len(_find_living(without)) >= config.cluster.nodes
+def _are_enough(config: RunConfig, job: str, without: set[str]) -> bool:
+    return len(_find_living(job, without)) >= config.cluster.nodes
 
 
-def _find_living(without: set[str]) -> list[str]:
-    nodelist = os.environ["SLURM_JOB_NODELIST"]
+def _find_living(job: str, without: set[str]) -> list[str]:
+    nodelist = ask_nodelist(job) or os.environ["SLURM_JOB_NODELIST"]
     return choose_living(list_nodes(nodelist, attempts=PATIENT), find_states(nodelist), without)
-
-
-def _bad_nodes(lines: Sequence[Line], job: str) -> set[str]:
-    found = next(
-        (line for line in reversed(lines) if line["event"] == "preflight" and line.get("job") == job), None
-    )
-    return set(found.get("bad", [])) if found else set()
-
-
-def _last_submission(lines: Sequence[Line]) -> int:
-    return max((at for at, line in enumerate(lines) if line["event"] == "submitted"), default=0)
 
 
 def _say(text: str) -> None:

@@ -1,5 +1,6 @@
 """jobs.jsonl: each job that was submitted for a run, each start in it, and what was decided at its end."""
 
+import itertools
 import json
 import os
 import time
@@ -10,6 +11,11 @@ from training.errors import StorageError
 from training.metrics.lines import read_lines
 
 Line = dict[str, Any]
+
+ENDS = {"finished": "COMPLETED", "stopped": "STOPPED", "overtaken": "FENCED", "failed": "FAILED"}
+"""Decisions after which nothing comes (decide.py), and the outcome that each means."""
+
+_OF_JOBS = frozenset({"submitted", "next", "started", "decided"})
 
 
 def append_line(path: Path, event: str, **facts: object) -> Line:
@@ -49,6 +55,20 @@ def newest_job(lines: list[Line]) -> str | None:
     )
 
 
+def find_decision(lines: list[Line]) -> Line | None:
+    """Find the newest job's decision that nothing comes after it; None where it has not decided that."""
+    last = next((line for line in reversed(lines) if line["event"] in _OF_JOBS), None)
+    return last if last is not None and last.get("step") in ENDS else None
+
+
+def find_withdrawn(lines: list[Line]) -> Line | None:
+    """Find the stop by which a person has taken the newest job out of the queue; None where it was none."""
+    last = next((line for line in reversed(lines) if line["event"] != "stage"), None)
+    if last is None or last["event"] != "stop" or find_decision(lines):
+        return None
+    return last if newest_job(lines) in last.get("cancelled", []) else None
+
+
 def is_superseded(lines: list[Line], job: str, restart: int) -> bool:
     """Whether a newer job of the run, or the same job run again, has begun since.
 
@@ -66,6 +86,29 @@ def is_superseded(lines: list[Line], job: str, restart: int) -> bool:
         for line in lines
         if line["event"] == "started"
     )
+
+
+def find_bad_nodes(lines: list[Line], job: str) -> set[str]:
+    """Name the nodes that the newest preflight of a job has found bad."""
+    found = next(
+        (line for line in reversed(lines) if line["event"] == "preflight" and line.get("job") == job), None
+    )
+    return set(found.get("bad", [])) if found else set()
+
+
+def last_submission(lines: list[Line]) -> int:
+    """Find the line by which a person has submitted the run last; 0 where there is none."""
+    return max((at for at, line in enumerate(lines) if line["event"] == "submitted"), default=0)
+
+
+def find_stages(lines: list[Line]) -> list[Line]:
+    """Find the jobs that were submitted beside the training's, with its newest: before it and after."""
+    last = last_submission(lines)
+    before = itertools.takewhile(
+        lambda line: line["event"] == "stage" and str(line.get("stage")).startswith("prepare"),
+        reversed(lines[:last]),
+    )
+    return [*reversed(list(before)), *(line for line in lines[last:] if line["event"] == "stage")]
 
 
 def count_in_vain(lines: list[Line]) -> int:

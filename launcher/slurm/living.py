@@ -14,6 +14,17 @@ def list_nodes(nodelist: str, *, attempts: int = 1) -> list[str]:
     return call_slurm(["scontrol", "show", "hostnames", nodelist], attempts=attempts).split()
 
 
+def ask_nodelist(job: str) -> str:
+    """Ask which nodes the job has now: one that died and came back is none of its nodes any more.
+
+    Empty where Slurm does not say.
+    """
+    try:
+        return call_slurm(["squeue", "--noheader", f"--jobs={job}", "--format=%N"], attempts=6).strip()
+    except SlurmError:
+        return ""
+
+
 def find_states(nodelist: str) -> dict[str, str]:
     """Ask for each node's state; empty where Slurm does not say."""
     try:

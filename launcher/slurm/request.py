@@ -23,6 +23,9 @@ _LEAST_LEAD_SECONDS = 60
 _LOOK_GRACE_SECONDS = 30
 """Of a preflight, beyond its budget: the start of Python."""
 
+_LOOK_BUDGETS = 2
+"""So often the budget, and the grace, is waited for a preflight's verdict: ranks wait so for their lead."""
+
 _OWNED = {
     "account": "cluster.slurm.account",
     "array": "metier train -m",
@@ -201,6 +204,11 @@ def plan_srun(config: RunConfig) -> list[str]:
         *(["--network=disable_rdzv_get"] if is_slingshot else []),
         *plan_container_srun(config, sorted({"OMP_NUM_THREADS", LOCAL_FOLDERS, *plan_variables(config)})),
     ]
+
+
+def find_look_seconds(cluster: ClusterConfig) -> int:
+    """How long a preflight may take from its start: a lead that has said nothing by then hangs."""
+    return _LOOK_BUDGETS * cluster.preflight.budget_seconds + _LOOK_GRACE_SECONDS
 
 
 def plan_look_srun(config: RunConfig) -> list[str]:

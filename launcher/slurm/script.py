@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from launcher.slurm.job import ENOUGH, REQUEUED
 from launcher.slurm.request import (
+    find_look_seconds,
     find_processes_per_node,
     plan_command,
     plan_directives,
@@ -60,6 +61,7 @@ def write_script(config: RunConfig, layout: RunLayout, runs: Sequence[RunLayout]
         preflight=""
         if cluster.preflight.mode == "off"
         else _in_run(plan_command(config, "training.preflight", _RUN)),
+        look_seconds=find_look_seconds(cluster),
         srun_all=shlex.join([*everywhere, *plan_look_srun(config)]),
         srun=shlex.join([*shape, *further]),
         worker=_in_run(plan_command(config, "training.worker", _RUN)),

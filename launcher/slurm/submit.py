@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.run_directory import find_layout, freeze_run
+from launcher.seeing.state import look_at
 from launcher.slurm.call import SlurmAwayError, SlurmError, call_slurm
 from launcher.slurm.journal import append_line, newest_job, read_journal
 from launcher.slurm.script import write_script
@@ -80,12 +81,35 @@ def refuse_second(layout: RunLayout) -> None:
     Raises:
         ClusterError: One waits or runs.
     """
+    name = layout.root.name
     job = newest_job(read_journal(layout.jobs))
     state = find_job_state(job) if job else None
     if state:
         raise ClusterError(
-            f"job {job} of {layout.root.name} is {state.lower()} already; `metier stop {layout.root.name}` "
-            f"ends it, `metier watch {layout.root.name}` looks at it"
+            f"job {job} of {name} is {state.lower()} already; `metier stop {name}` ends it, `metier watch "
+            f"{name}` looks at it"
+        )
+    if job is None:
+        _refuse_unknown(layout)
+
+
+def _refuse_unknown(layout: RunLayout) -> None:
+    """Refuse a run that lives although jobs.jsonl names no job of it: somebody has removed that file."""
+    name = layout.root.name
+    for row in call_slurm(
+        ["squeue", "--noheader", "--me", "--format=%i %o"], attempts=_ATTEMPTS
+    ).splitlines():
+        job, _, command = row.partition(" ")
+        if command.strip() == str(layout.job_script):
+            raise ClusterError(
+                f"job {job} is of {name} and lives, and {layout.jobs} does not name it; `scancel {job}` lets "
+                "it save and end, then give this command again"
+            )
+    views, _ = look_at([layout])
+    if views[0].state == "RUNNING":
+        raise ClusterError(
+            f"{name} lives ({views[0].note}), and {layout.jobs} names no job of it; `metier stop {name}` "
+            "lets it save and end, then give this command again"
         )
 
 

@@ -1,4 +1,10 @@
-"""A sweep as one job array: each task trains a run of its own, some at a time, and fails alone."""
+"""A sweep: each job trains a run of its own, some at a time, and fails alone.
+
+One job array, whose limit Slurm keeps. Where no job may requeue, a task's run would go on in a job that is
+none of the array's, and the limit would not count that one: there every run has a job of its own, which
+waits for the one that is ``array_limit`` places before it, and for whatever that one's run goes on in
+(successor.py).
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +18,7 @@ from launcher.slurm.submit import (
     prepare_script,
     refuse_second,
     submit,
+    submit_run,
     wait_for,
 )
 from training.config.schema import RunConfig
@@ -20,7 +27,7 @@ from training.files import write_text
 from training.layout import RunLayout
 
 Row = tuple[str, str]
-"""A task's job and what it does: the run that it trains, or that it is finished already."""
+"""A job and the run that it trains, or that this one is finished already."""
 
 DONE = "finished already"
 
@@ -43,8 +50,11 @@ def submit_sweep(configs: Sequence[RunConfig], name: str, *, after: str | None =
     for layout in layouts:
         refuse_second(layout)
     script, text = plan_sweep(configs, name)
-    dependency = find_dependency(after, Path(configs[0].run_root))
     todo = [number for number, layout in enumerate(layouts) if not is_complete(layout)]
+    if not configs[0].cluster.slurm.requeue:
+        jobs = dict(zip(todo, _submit_one_by_one([configs[each] for each in todo], after), strict=True))
+        return [(jobs.get(number, DONE), layout.root.name) for number, layout in enumerate(layouts)]
+    dependency = find_dependency(after, Path(configs[0].run_root))
     for number in todo:
         freeze_run(configs[number])
         prepare_script(configs[number], layouts[number])
@@ -67,8 +77,18 @@ def submit_sweep(configs: Sequence[RunConfig], name: str, *, after: str | None =
     ]
 
 
+def _submit_one_by_one(configs: Sequence[RunConfig], after: str | None) -> list[str]:
+    jobs: list[str] = []
+    for config in configs:
+        place = len(jobs) - config.cluster.slurm.array_limit
+        jobs.append(submit_run(config, after=after, behind=jobs[place] if place >= 0 else None))
+    return jobs
+
+
 def plan_sweep(configs: Sequence[RunConfig], name: str) -> tuple[RunLayout, str]:
     """Name the sweep's folder and write its script, which must do for all of its runs.
+
+    Where no job may requeue there is no array: folder and script are those of the first run.
 
     Raises:
         ClusterError: The runs ask for different nodes.
@@ -83,8 +103,10 @@ def plan_sweep(configs: Sequence[RunConfig], name: str) -> tuple[RunLayout, str]
             ]
             raise ClusterError(
                 f"{', '.join(paths) or 'what is asked of Slurm'} differs between {configs[0].name} and "
-                f"{config.name}, and the tasks of a job array ask for the same; submit these one by one"
+                f"{config.name}, and the jobs of a sweep ask for the same; submit these one by one"
             )
+    if not configs[0].cluster.slurm.requeue:
+        return layouts[0], write_script(configs[0], layouts[0])
     return folder, texts[0]
 
 
@@ -95,11 +117,13 @@ def describe_sweep(rows: Sequence[Row], config: RunConfig) -> str:
     waiting = sum(job != DONE for job, _ in rows)
     if not waiting:
         return "".join(lines)
-    root = Path(config.run_root).absolute()
+    root, slurm = Path(config.run_root).absolute(), config.cluster.slurm
+    how = "one job array" if slurm.requeue else "jobs that wait for each other"
+    again = " | scontrol requeue JOB" if slurm.requeue else ""
     return (
         f"{'job'.ljust(width)}  run\n{''.join(lines)}"
-        f"{waiting} run{'s' * (waiting > 1)} as one job array, {config.cluster.slurm.array_limit} at a time "
+        f"{waiting} run{'s' * (waiting > 1)} as {how}, {slurm.array_limit} at a time "
         f"(cluster.slurm.array_limit); one that fails leaves the others\n"
         f"log   {root}/RUN/logs/job_JOB.log\n"
-        "next  metier status | metier watch RUN | metier why RUN | scontrol requeue JOB\n"
+        f"next  metier status | metier watch RUN | metier why RUN{again}\n"
     )

@@ -18,9 +18,21 @@ printed, events.jsonl, Slurm's accounting, preflight.json, the W&B helper's log.
 
 _USUAL_SOURCES = ("outcome", "rank", "launch", "job", "command")
 _KEYS = frozenset(
-    {"id", "title", "area", "signs", "explanation", "remedy", "weight", "harmless", "recorded", "source"}
+    {
+        "id",
+        "title",
+        "area",
+        "seen",
+        "signs",
+        "explanation",
+        "remedy",
+        "weight",
+        "harmless",
+        "recorded",
+        "source",
+    }
 )
-_NEEDED = ("id", "title", "area", "signs", "explanation", "remedy", "weight")
+_NEEDED = ("id", "title", "area", "seen", "signs", "explanation", "remedy", "weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +50,10 @@ class Cause:
     id: str
     title: str
     area: str
+    seen_in: str
+    seen: str
+    """A line as one meets it, and where: one of ``SOURCES``."""
+
     signs: tuple[Sign, ...]
     explanation: str
     remedy: str
@@ -78,10 +94,15 @@ def _read(entry: dict[str, Any]) -> Cause:
         raise ConfigError(f"{name}: without {missing}, with unknown {strange}")
     if not entry.get("recorded", True) and "source" not in entry:
         raise ConfigError(f"{name}: what is not recorded needs the source of its signs")
+    ((seen_in, seen),) = entry["seen"].items()
+    if seen_in not in SOURCES:
+        raise ConfigError(f"{name}: seen in {seen_in}, wanted one of {', '.join(SOURCES)}")
     return Cause(
         id=name,
         title=entry["title"],
         area=entry["area"],
+        seen_in=seen_in,
+        seen=" ".join(seen.split()),
         signs=tuple(_read_sign(name, sign) for sign in entry["signs"]),
         explanation=" ".join(entry["explanation"].split()),
         remedy=" ".join(entry["remedy"].split()),

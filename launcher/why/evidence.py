@@ -4,15 +4,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from launcher.seeing.facts import RunFacts, read_facts
-from launcher.seeing.logs import find_rank_logs
-from launcher.seeing.read import read_object, read_records, read_tail, text
+from launcher.seeing.logs import find_launch_logs, find_rank_logs
+from launcher.seeing.read import number, read_object, read_tail, text
 from launcher.seeing.slurm import JobView, ask_jobs, read_queue
+from launcher.slurm.journal import last_submission, read_journal
+from launcher.why.awaited import find_awaited, say_awaited
 from launcher.why.match import Fact
-from launcher.why.sacct import Row, ask_rows, last_start, read_rows, say_row
+from launcher.why.sacct import Row, ask_rows, is_of, last_start, read_rows, say_row
 from training.layout import START_MARK, RunLayout
 
 START_MARKS = (START_MARK, "metier job: start ")
@@ -28,6 +31,7 @@ SAID = "command.log"
 """What the command itself printed, kept beside a recorded run."""
 
 _LINES = 400
+_CLOCKS_DIFFER_SECONDS = 60.0
 _ROOT_CAUSE = re.compile(r"rank\s+: (\d+) \(local_rank")
 _HOST = re.compile(r"host\s+: (\S+)")
 _TASK = re.compile(r"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
@@ -69,28 +73,51 @@ def gather(layout: RunLayout, job: str | None = None, said: Path | None = None) 
     run = read_facts(layout)
     job = job or (run.jobs[-1] if run.jobs else None)
     rows, trouble = _find_rows(layout, job)
+    never_begun = _read_never_begun(layout, run, job, rows)
+    facts = never_begun or _read_start(layout, run, job, said)
+    return Evidence(
+        run=run,
+        facts=(*facts, *[Fact(source="sacct", text=say_row(row), where="sacct") for row in last_start(rows)]),
+        failing=None if never_begun else find_failing(run.outcome, facts),
+        rows=tuple(rows),
+        job=job,
+        trouble=trouble,
+    )
+
+
+def _read_start(layout: RunLayout, run: RunFacts, job: str | None, said: Path | None) -> list[Fact]:
+    """Read what the last start has left behind."""
     log = layout.job_log(job) if job else None
     facts = [
         *_read_outcome(run),
-        *_read_log("launch", layout.logs / "launch.log"),
+        *(fact for path in find_launch_logs(layout) for fact in _read_log("launch", path)),
         *(_read_log("job", log) if log else []),
         *_read_log("command", said or layout.root / SAID),
         *_read_log("tracker", layout.logs / "tracker.log"),
         *_read_events(run),
         *_read_jobs(layout),
-        *[Fact(source="sacct", text=say_row(row), where="sacct") for row in last_start(rows)],
         *_read_preflight(layout),
     ]
+    claimed = number(run.claim, "time") or 0.0
     for path in find_rank_logs(layout):
+        if is_older(newest_start(read_tail(path, _LINES)), claimed):
+            continue  # the newest start has fewer ranks
         facts += _read_log("rank", path, rank=int(path.stem.removeprefix("rank_")))
-    return Evidence(
-        run=run,
-        facts=tuple(facts),
-        failing=find_failing(run.outcome, facts),
-        rows=tuple(rows),
-        job=job,
-        trouble=trouble,
+    return facts
+
+
+def _read_never_begun(layout: RunLayout, run: RunFacts, job: str | None, rows: Sequence[Row]) -> list[Fact]:
+    """Read why a job has never begun; nothing where it has. Whatever else lies there is of earlier ones."""
+    if run.withdrawn:
+        return [Fact(source="outcome", text=f"state=STOPPED wish={run.withdrawn}", where="jobs.jsonl")]
+    before = find_awaited(read_journal(layout.jobs), job, rows, lambda each: _find_rows(layout, each)[0])
+    if before is None:
+        return []
+    waited = Fact(
+        source="sacct", text=f"job {job} waited for {say_awaited(before, layout)}", where="jobs.jsonl"
     )
+    logs = (layout.job_log(row["JobID"]) for row in before.failed)
+    return [waited, *(fact for log in logs for fact in _read_log("job", log))]
 
 
 def gather_text(path: Path, content: Sequence[str]) -> tuple[Fact, ...]:
@@ -102,6 +129,16 @@ def newest_start(lines: Sequence[str]) -> Sequence[str]:
     """Give the lines of the last start; all, where a log does not mark them."""
     marks = [place for place, line in enumerate(lines) if line.startswith(START_MARKS)]
     return lines[marks[-1] :] if marks else lines
+
+
+def is_older(start: Sequence[str], claimed: float) -> bool:
+    """Whether the start that these lines tell of was over before the newest one was asked for."""
+    mark = start[0].removeprefix(START_MARK).split(" on ")[0] if start else ""
+    try:
+        began = datetime.strptime(mark, "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    except ValueError:
+        return False
+    return began < claimed - _CLOCKS_DIFFER_SECONDS
 
 
 def leave_out_followers(lines: Sequence[str]) -> Sequence[str]:
@@ -148,7 +185,8 @@ def _find_ended(facts: Sequence[Fact]) -> Failing | None:
 def _find_rows(layout: RunLayout, job: str | None) -> tuple[list[Row], str]:
     saved, queue = layout.root / SAVED_ROWS, layout.root / SAVED_QUEUE
     if saved.is_file():
-        return explain_wait(read_rows(read_tail(saved)), read_queue(read_tail(queue))), ""
+        rows = [row for row in read_rows(read_tail(saved)) if job is None or is_of(row, job)]
+        return explain_wait(rows, read_queue(read_tail(queue))), ""
     if job is None:
         return [], ""
     rows, trouble = ask_rows(job)
@@ -169,7 +207,7 @@ def explain_wait(rows: Sequence[Row], jobs: Mapping[str, JobView]) -> list[Row]:
 def _read_outcome(run: RunFacts) -> list[Fact]:
     outcome = run.outcome
     if not outcome:
-        begun = [Fact(source="outcome", text="state=none", where="outcome.json is missing")]
+        begun = [Fact(source="outcome", text="state=none (nothing was left)", where="no outcome.json")]
         return begun if run.starts else []
     words = " ".join(
         f"{name}={outcome[key]}"
@@ -203,9 +241,11 @@ def _read_events(run: RunFacts) -> list[Fact]:
 
 
 def _read_jobs(layout: RunLayout) -> list[Fact]:
+    """Read what was decided since a person has submitted the run last."""
+    lines = read_journal(layout.jobs)
     return [
         Fact(source="events", text=json.dumps(line, ensure_ascii=False), where="jobs.jsonl")
-        for line in read_records(layout.jobs)
+        for line in lines[last_submission(lines) :]
     ]
 
 

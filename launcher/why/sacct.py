@@ -1,9 +1,10 @@
 """Slurm's own view of a job: rows of sacct, or what the controller still knows."""
 
+import re
 import shutil
 from collections.abc import Sequence
 
-from launcher.seeing.slurm import ask
+from launcher.seeing.slurm import NOWHERE, UNMET, ask
 
 FIELDS = (
     "JobID",
@@ -77,6 +78,20 @@ def last_start(rows: Sequence[Row]) -> list[Row]:
         starts[-1].append(row)
     ended = [start for start in starts if not start[0].get("State", "").startswith(_GOING_ON)]
     return (ended or starts or [[]])[-1]
+
+
+def is_of(row: Row, job: str) -> bool:
+    """Whether a row is of this job: of itself, of a step, of a task of its array."""
+    return re.fullmatch(rf"{re.escape(job)}(_\d+)?(\..+)?", row.get("JobID", "")) is not None
+
+
+def is_unmet(row: Row) -> bool:
+    """Whether Slurm has cancelled this job because the one that it waited for has failed.
+
+    sacct does not always have the reason; what a person has cancelled is CANCELLED by 1000 to it.
+    """
+    never = row.get("NodeList") == NOWHERE
+    return row.get("State") == "CANCELLED" and (never or row.get("Reason") == UNMET)
 
 
 def say_row(row: Row) -> str:

@@ -104,6 +104,8 @@ def _explain_text(name: str, *, as_json: bool) -> int:
 
 def _check_file(name: str) -> Path:
     path = Path(name)
+    if path.is_dir():
+        raise ConfigError(f"--log {name}: a folder; name a file in it, or give a run's folder without --log")
     if not path.is_file():
         raise ConfigError(f"--log {name}: there is no such file")
     return path

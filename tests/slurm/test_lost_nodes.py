@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.jobs import find_job, job_nodes, wait_for_accounts
+from tests.slurm.jobs import find_job, job_nodes, node_states, wait_for_accounts
 from tests.slurm.linux import wait_for
 from tests.slurm.runs import SAVED_EVERY, Training
 
@@ -46,16 +46,22 @@ def test_when_a_node_loses_its_power_the_job_goes_on_without_it(
     training.assert_same_as(whole, lost=SAVED_EVERY)
 
 
-def test_with_a_spare_node_the_job_survives_a_dead_one(training: Training, whole: Path) -> None:
+def test_with_a_spare_node_the_job_survives_a_dead_one_which_is_none_of_its_nodes_when_it_is_back(
+    training: Training, whole: Path
+) -> None:
     job = training.submit("cluster.slurm.spare_nodes=1")
     training.wait_for_step()
-    _, victim, spare = nodes_of(training, job)
+    head, victim, spare = nodes_of(training, job)
     training.cluster.power_off(victim)
     training.assert_inside()
-    assert training.finish().restarts == 0
-    assert spare in training.journal("started")[-1]["nodes"]
+    wait_for(lambda: len(training.journal("started")) == 2, 90, "another start", pause=0.1)
     training.cluster.boot(victim)
-    training.assert_same_as(whole, lost=SAVED_EVERY)
+    wait_for(lambda: node_states(training.cluster)[victim] == "idle", 60, f"{victim} back", pause=0.1)
+    wait_for(lambda: 1 in training.ranks(), 60, "the ranks", pause=0.05)
+    training.kill_rank(1)
+    assert training.finish().restarts == 0
+    assert [line["nodes"] for line in training.journal("started")[1:]] == [[head, spare], [head, spare]]
+    training.assert_same_as(whole, lost=2 * SAVED_EVERY)
 
 
 @pytest.mark.parametrize("may_requeue", [True, False])

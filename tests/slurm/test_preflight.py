@@ -1,10 +1,12 @@
 """Preflights on the nodes of a real Slurm: the bad ones are named, and a run goes on without them."""
 
+import signal
 from pathlib import Path
 
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, Process
 from tests.slurm.conftest import Order
 from tests.slurm.jobs import drained_nodes, strays
+from tests.slurm.linux import wait_for
 from tests.slurm.runs import Training
 from training.layout import RunLayout
 from training.verdict import EXIT_EXCLUDE, find_report
@@ -59,3 +61,28 @@ def test_a_run_goes_on_without_a_node_whose_disk_is_full(order: Order, work: Pat
     assert [line["bad"] for line in training.journal("preflight")] == [["node2"]]
     assert {node for line in training.journal("started") for node in line["nodes"]} == {"node1", "node3"}
     assert drained_nodes(training.cluster) == []
+
+
+def test_a_run_goes_on_without_the_node_whose_lead_of_the_preflight_hangs(order: Order, work: Path) -> None:
+    training = Training(order(nodes=3), work)
+    cluster = training.cluster
+    # Too slow for two busy cores is no matter here.
+    lenient = ("cluster.preflight.slow_factor=100", "cluster.preflight.budget_seconds=5", "loop.max_steps=8")
+    training.submit(*settings(cluster), *lenient)
+
+    def find_lead() -> Process | None:
+        looks = (
+            each for each in cluster.processes() if "training.preflight" in each.words and each.rank == 0
+        )
+        return next((each for each in looks if Path(each.words[0]).name.startswith("python")), None)
+
+    lead = wait_for(find_lead, 60, "the lead of a preflight", pause=0.05)
+    wait_for((training.run / "preflight.json").exists, 60, "what the lead says first", pause=0.01)
+    cluster.signal(signal.SIGSTOP, lead)
+    training.finish()
+    found = training.journal("preflight")
+    assert [line["bad"] for line in found] == [[lead.host]], training.tell()
+    assert found[0]["reason"] == f"{lead.host}: leads the preflight and did not answer for 40 s"
+    assert all(lead.host not in line["nodes"] for line in training.journal("started"))
+    assert strays(cluster) == []
+    assert drained_nodes(cluster) == []

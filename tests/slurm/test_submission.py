@@ -9,6 +9,7 @@ from typing import Any
 from tests.end_to_end.runs import environment, journal
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import submit, wait_until_ended
+from tests.slurm.runs import WORDS, Training
 
 SMALL = (
     "experiment=tiny_smoke",
@@ -87,3 +88,48 @@ def test_a_sweep_is_one_array_whose_tasks_run_some_at_a_time_and_fail_alone(
     again = metier(cluster, work, "train", "-m", *sweep)
     assert re.findall(r"finished already +(\S+)", again) == [names[0], names[2]]
     assert "1 run as one job array" in again
+
+
+def test_evaluation_and_export_wait_for_the_job_in_which_a_chain_of_trainings_ends(
+    cluster: Cluster, work: Path
+) -> None:
+    training = Training(cluster, work)
+    chain = ("cluster.slurm.requeue=false", "cluster.slurm.partition=norequeue", "cluster.slurm.time=5:00")
+    done = training.type("run", *WORDS, *chain, "evaluation.bootstrap_samples=50")
+    assert done.returncode == 0, done.stdout + done.stderr
+    first = training.job()
+    training.wait_for_step()
+    cluster.run("scancel", "--batch", "--signal=USR1", str(first))
+    training.assert_inside()
+    last = training.finish().fields
+    assert last["JobId"] != str(first)
+    for stage in training.journal("stage"):
+        ended = wait_until_ended(cluster, stage["job"])
+        assert ended.state == "COMPLETED", training.tell()
+        assert ended.fields["StartTime"] >= last["EndTime"], stage
+    # Two jobs trained, and the third, which was to go on after the second, was called off.
+    assert len(training.journal("submitted", "next")) == 3
+    assert (training.run / "report/report.html").exists()
+    assert (training.run / "model/model.safetensors").exists()
+
+
+def test_where_no_job_may_requeue_a_sweep_keeps_its_limit_over_the_jobs_in_which_its_runs_go_on(
+    cluster: Cluster, work: Path
+) -> None:
+    chain = (
+        "cluster.slurm.requeue=false",
+        "cluster.slurm.partition=norequeue",
+        "cluster.slurm.array_limit=1",
+    )
+    sweep = ("optimizer.learning_rate=0.003,0.001", *chain)
+    first, second = (
+        Training(cluster, work, f"tiny_smoke,learning_rate={rate}") for rate in ("0.003", "0.001")
+    )
+    done = first.type("train", "-m", *WORDS, *sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    begun = first.job()
+    first.wait_for_step()
+    cluster.run("scancel", "--batch", "--signal=USR1", str(begun))
+    assert first.finish().fields["JobId"] != str(begun)
+    second.finish()
+    assert second.journal("started")[0]["time"] >= first.ends()[-1]["time"]

@@ -184,6 +184,14 @@ def test_a_newer_start_ends_the_older_one_at_its_next_step(tmp_path: Path) -> No
     assert written.is_dir(), "what the newer start is writing is not swept away"
 
 
+def test_a_run_that_was_removed_while_it_trained_is_not_said_to_be_taken_over(tmp_path: Path) -> None:
+    store = open_fake_store(tmp_path, FakeEngine(1.0))
+    shutil.rmtree(RunLayout(tmp_path).incarnations)
+    store.save(at(2))
+    with pytest.raises(FencedError, match=r"somebody has removed .*incarnations"):
+        wait_until_told(store, Events())
+
+
 def test_a_start_that_was_overtaken_sets_no_checkpoint_aside(tmp_path: Path) -> None:
     open_fake_store(tmp_path, FakeEngine(1.0)).save(at(1), final=True)
     older = open_fake_store(tmp_path, FakeEngine())

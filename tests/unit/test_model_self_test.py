@@ -226,8 +226,19 @@ def test_logits_that_are_no_numbers_are_no_agreement() -> None:
     model = build_llama()
     with torch.no_grad():
         model.lm_head.weight[3, 3] = float("nan")
-    with pytest.raises(ModelError, match="nan"):
+    with pytest.raises(ModelError, match="NaN"):
         check_isolation(model, TEXTS)
+
+
+def test_weights_that_are_no_numbers_are_not_blamed_on_the_attention() -> None:
+    model = build_llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+
+    with pytest.raises(ModelError, match=r"logits are not finite .*its weights are damaged") as caught:
+        check_isolation(model, TEXTS)
+
+    assert "attention" not in str(caught.value)
 
 
 def test_a_leak_on_one_rank_is_refused_on_all() -> None:

@@ -178,19 +178,26 @@ def test_an_event_is_one_line_that_fits() -> None:
 
 
 def test_sync_after_a_run_is_a_small_job_that_waits_for_its_newest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = write_run(Path("runs/mine"))
     assert main(["sync", "mine", "--after"]) == 2
     assert "names no job to wait for" in capsys.readouterr().err
     write_lines(layout.jobs, [{"event": "submitted", "job": "1"}, {"event": "next", "job": "2"}])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["sync", "mine", "--after"]) == 2
+    assert "no API key of Weights & Biases is here" in capsys.readouterr().err
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password x\n")
     assert main(["sync", "mine", "--after"]) == 2
     assert "sbatch is not here" in capsys.readouterr().err
     put_on_path(
         tmp_path / "bin", "sbatch", f'for word in "$@"; do echo "$word"; done >{tmp_path}/words; echo 9'
     )
     assert main(["sync", "mine", "--after", "--partition", "login"]) == 0
-    assert capsys.readouterr().out == "job 9 sends it, afterany:2; its log is in logs/sync_9.log\n"
+    log = layout.root.absolute() / "logs" / "sync_9.log"
+    assert capsys.readouterr().out == f"job 9 sends it, afterany:2; its log is {log}\n"
     words = (tmp_path / "words").read_text().splitlines()
     assert {"--dependency=afterany:2", "--partition=login", "--ntasks=1"} <= set(words)
     assert any("training.metrics.tracker" in word and word.endswith("--online") for word in words)

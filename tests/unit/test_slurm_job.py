@@ -5,12 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from launcher.__main__ import main as type_metier
+from launcher.compose import compose_run
 from launcher.slurm.call import is_busy
 from launcher.slurm.facts import is_out_of_memory
-from launcher.slurm.job import port_of
+from launcher.slurm.job import main, port_of
 from launcher.slurm.journal import append_line, count_in_vain, is_superseded, newest_job, read_journal
 from launcher.slurm.living import choose_deputies, choose_living
 from launcher.slurm.successor import find_waiting, replace_dependency
+from launcher.tree import ConfigTree
+from tests.seen_run import put_on_path
+from training.config.freeze import write_frozen
+from training.errors import EXIT_FAILED, EXIT_USER_ERROR
+from training.layout import RunLayout
 
 NAMES = ["n1", "n2", "n3"]
 
@@ -139,3 +146,45 @@ def test_a_step_that_is_refused_because_the_last_one_is_not_known_to_have_ended_
 )
 def test_a_rank_that_was_killed_for_its_memory_is_known_by_slurms_words(words: str, is_so: bool) -> None:
     assert is_out_of_memory(words) is is_so
+
+
+def test_an_error_of_the_scripts_own_is_written_down_calls_off_what_would_follow_and_is_named_by_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)  # what nobody thought of
+    for name, script in (
+        ("sbatch", "echo 8"),
+        ("squeue", "exit 0"),
+        ("sacct", "exit 0"),
+        ("scancel", f"echo $1 >{tmp_path}/cancelled"),
+    ):
+        put_on_path(tmp_path / "bin", name, script)
+    words = ["experiment=tiny_smoke", "cluster=slurm", "cluster.slurm.requeue=false", "name=mine"]
+    config = compose_run(words, ConfigTree(None)).config
+    layout = RunLayout(tmp_path / "runs" / "mine")
+    write_frozen(layout.config, config, {})
+    append_line(layout.jobs, "submitted", job="7")
+    assert main(["begin", str(layout.root)]) == EXIT_FAILED
+    assert "Traceback" in capsys.readouterr().err
+    lines = {line["event"]: line for line in read_journal(layout.jobs)}
+    decided = lines["decided"]
+    assert (decided["job"], decided["step"], decided["error_class"]) == ("7", "failed", "KeyError")
+    assert decided["reason"] == "the job's script failed: KeyError: 'SLURM_JOB_NODELIST'"
+    assert lines["called_off"]["job"] == "8"
+    assert (tmp_path / "cancelled").read_text() == "8\n"
+    assert type_metier(["why", "mine"]) == 0
+    assert "(script_error)" in capsys.readouterr().out
+
+
+def test_an_error_that_a_person_can_mend_is_a_decision_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    layout = RunLayout(tmp_path)
+    assert main(["decide", str(layout.root), "1"]) == EXIT_USER_ERROR
+    assert "Traceback" not in (said := capsys.readouterr().err)
+    assert "run.json" in said
+    assert [line["event"] for line in read_journal(layout.jobs)] == ["decided", "given_up"]

@@ -48,6 +48,13 @@ def test_tasks_of_one_array_ask_for_the_same() -> None:
         plan_sweep(configs, "n")
 
 
+def test_where_no_job_may_requeue_a_sweep_is_no_array() -> None:
+    configs = [composed(f"seed={seed}", f"name=s{seed}", "cluster.slurm.requeue=false") for seed in (1, 2)]
+    folder, script = plan_sweep(configs, "s")
+    assert folder == find_layout(configs[0])
+    assert not [line for line in directives(script) if line.startswith("--array")]
+
+
 def test_an_arrays_log_and_elements_are_written_as_bash_and_slurm_want_them() -> None:
     assert for_array(["--nodes=1", "--output=a/job_%j.log"], 3, limit=2) == [
         "--nodes=1",

@@ -1,11 +1,16 @@
 """The post-mortem's parts: which rank was first, which start a line belongs to, what weighs more."""
 
+import json
+import os
 import re
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from launcher.__main__ import main
+from launcher.processes import run_with_log
 from launcher.troubleshooting import write_page
 from launcher.why.catalogue import Cause, Sign, read_catalogue
 from launcher.why.evidence import find_failing, gather, leave_out_followers, newest_start
@@ -14,6 +19,7 @@ from launcher.why.sacct import last_start, read_controller, read_rows, say_row
 from launcher.why.starts import list_starts
 from tests.seen_run import write, write_lines, write_run
 from training.errors import ConfigError
+from training.layout import START_MARK, RunLayout
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +34,8 @@ def cause(name: str, weight: int, *, harmless: bool = False) -> Cause:
         id=name,
         title=name,
         area="a",
+        seen_in="rank",
+        seen="",
         signs=(sign,),
         explanation="",
         remedy="",
@@ -195,10 +203,33 @@ def test_a_text_alone_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "metier why: --log gone.txt: there is no such file\n"
 
 
+def test_what_torchrun_said_of_an_earlier_start_is_not_held_against_the_newest(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    for words in ("Signal 9 (SIGKILL)", "a warning"):
+        child = [sys.executable, "-c", f"import sys; sys.exit({words!r})"]
+        run_with_log(child, os.environ, layout.logs / "launch.log")
+    said = [fact.text for fact in gather(layout).facts if not fact.text.startswith(START_MARK)]
+    assert said == ["a warning"]
+
+
+def test_a_rank_that_the_newest_start_does_not_have_is_not_heard(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    layout.logs.mkdir()
+    layout.incarnations.mkdir()
+    asked = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+    claim = {"host": "node1", "pid": 1, "time": asked.timestamp()}
+    (layout.incarnations / "000002.json").write_text(json.dumps(claim))
+    for rank, began in enumerate((asked + timedelta(seconds=9), asked - timedelta(hours=1))):
+        mark = f"{START_MARK}{began.strftime('%Y-%m-%dT%H:%M:%S%z')} on node1"
+        layout.rank_log(rank).write_text(f"{mark}\nwords of rank {rank}\n")
+    heard = [fact.text for fact in gather(layout).facts if fact.text.startswith("words")]
+    assert heard == ["words of rank 0"]
+
+
 def test_an_entry_of_the_catalogue_that_is_incomplete_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "causes.yaml"
     path.write_text("- {id: x, title: x}\n")
-    with pytest.raises(ConfigError, match=r"x: without \['area', 'signs'"):
+    with pytest.raises(ConfigError, match=r"x: without \['area', 'seen', 'signs'"):
         read_catalogue(path)
 
 

@@ -1,19 +1,25 @@
 """Faults of trainings, provoked for real here; some need root, for a small disk or another user."""
 
-import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
+from tests.why.means import (
+    KEEPS_READING,
+    NOBODY,
+    TORCHRUN,
+    half_a_run,
+    hit,
+    listening_port,
+    meet,
+    put_back,
+    save_run,
+    small_disk,
+    stop_a_rank,
+)
 from tests.why.work import FAKE_KEY, LONG, TWO, Work
-
-_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-_TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
 def settings_changed(work: Work) -> None:
@@ -162,7 +168,7 @@ def read_only(work: Work) -> None:
 
 def permission_denied(work: Work) -> None:
     (work.folder / "runs").mkdir(mode=0o755)
-    work.metier("train", *TWO, before=_NOBODY)
+    work.metier("train", *TWO, before=NOBODY)
 
 
 def quota_exceeded(work: Work) -> None:
@@ -182,16 +188,13 @@ def open_files(work: Work) -> None:
 
 
 def threads_limit(work: Work) -> None:
-    (work.folder / "runs").mkdir()
-    os.chown(work.folder / "runs", 65534, 65534)
-    os.chown(work.folder / "home", 65534, 65534) if (work.folder / "home").exists() else None
     # Everything that this user may have running, threads included.
-    work.metier("train", *TWO, before=("prlimit", "--nproc=12", *_NOBODY))
+    work.metier("train", *TWO, before=("prlimit", "--nproc=12", *KEEPS_READING))
 
 
 def world_size_wrong(work: Work) -> None:
     work.take_run()
-    work.do(*_TORCHRUN, "--standalone", "--nproc-per-node=3", "-m", "training.worker", str(work.run))
+    work.do(*TORCHRUN, "--standalone", "--nproc-per-node=3", "-m", "training.worker", str(work.run))
 
 
 def environment_incomplete(work: Work) -> None:
@@ -208,12 +211,12 @@ def port_in_use(work: Work) -> None:
     work.take_run()
     with listening_port() as port:
         endpoint = ("--nnodes=1", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
-        work.do(*_TORCHRUN, *endpoint, "-m", "training.worker", str(work.run))
+        work.do(*TORCHRUN, *endpoint, "-m", "training.worker", str(work.run))
 
 
 def head_unreachable(work: Work) -> None:
     work.take_run()
-    work.do(*_TORCHRUN, *meet("127.0.0.1:9"), "-m", "training.worker", str(work.run))
+    work.do(*TORCHRUN, *meet("127.0.0.1:9"), "-m", "training.worker", str(work.run))
 
 
 def head_unknown(work: Work) -> None:
@@ -237,68 +240,6 @@ def checkpoint_missing(work: Work) -> None:
     work.take_run()
     shutil.rmtree(work.run / "checkpoints", ignore_errors=True)
     work.metier("export", "name=mine")
-
-
-def half_a_run(work: Work) -> None:
-    """Make a run that was killed after its second checkpoint; what it said itself is forgotten."""
-    with work.started("train", *LONG) as command:
-        work.wait_for_step(45)
-        os.killpg(command.pid, signal.SIGKILL)
-        for pid in work.ranks().values():
-            os.kill(pid, signal.SIGKILL)
-    for path in work.run.glob("logs/*.log"):
-        path.unlink()
-
-
-def hit(work: Work, rank: int, number: int) -> None:
-    with work.started("train", *LONG):
-        work.wait_for_step(4)
-        os.kill(work.rank(rank), number)
-
-
-def stop_a_rank(work: Work, *words: str) -> None:
-    with work.started("train", *LONG, *words) as command:
-        work.wait_for_step(30)
-        os.kill(work.rank(1), signal.SIGSTOP)
-        command.wait(110)
-
-
-def meet(endpoint: str) -> tuple[str, ...]:
-    return (
-        "--nnodes=2",
-        "--nproc-per-node=1",
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={endpoint}",
-        "--rdzv-conf=is_host=0,timeout=5",
-    )
-
-
-@contextlib.contextmanager
-def listening_port() -> Iterator[int]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        yield listener.getsockname()[1]
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, options: str) -> Iterator[None]:
-    folder.mkdir(exist_ok=True)
-    subprocess.run(["/usr/bin/mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["/usr/bin/umount", "-l", str(folder)], check=True)
-
-
-def save_run(work: Work) -> None:
-    """Take the run from a disk that is about to go."""
-    aside = work.folder / "aside"
-    shutil.copytree(work.run, aside, ignore=shutil.ignore_patterns("checkpoints"))
-
-
-def put_back(work: Work) -> None:
-    shutil.copytree(work.folder / "aside", work.run, dirs_exist_ok=True)
 
 
 CASES = [

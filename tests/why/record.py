@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.why import commands, faults, slurm_faults
+from tests.why import commands, faults, mishaps, slurm_faults
 from tests.why.work import BASE, TWO, Work, record
 
 CASES = Path(__file__).parent / "cases"
@@ -21,6 +21,7 @@ def main() -> int:
     """Record the cases that were named, or all; say which could not be."""
     known: dict[str, Callable[[Work], None]] = {
         **{case.__name__: case for case in (*commands.CASES, *faults.CASES)},
+        **mishaps.CASES,
         **slurm_faults.CASES,
     }
     names = sys.argv[1:] or list(known)

@@ -10,10 +10,12 @@ from launcher.why.sacct import FIELDS
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import job_nodes, submit, wait_for_job, wait_for_state, wait_until_ended
 from tests.slurm.lifetime import new_root, started
+from tests.slurm.runs import Training
 from tests.slurm.settings import Settings
 from tests.why.work import Work, wait_for
 
 _HEAD = "#!/bin/bash\n"
+_ACCOUNTS_COUNT = "AccountingStorageEnforce=associations,qos"
 _SLEEP = "srun sleep 600\n"
 _GREEDY = "python3 -c 'a = [bytearray([120]) * (1 << 24) for _ in range(60)]; import time; time.sleep(60)'\n"
 
@@ -41,8 +43,8 @@ def submit_script(work: Work, script: str, *options: str) -> int:
     return job
 
 
-def keep_rows(work: Work, job: int, state: str) -> None:
-    """Keep what sacct says of the job, once it says so."""
+def keep_rows(work: Work, job: int | str, state: str) -> None:
+    """Keep what sacct says of the job, or of several with commas between them, once it says so."""
     words = ("sacct", "-D", "-P", f"--format={','.join(FIELDS)}", "-j", str(job))
     rows = ""
 
@@ -62,12 +64,12 @@ def run_script(work: Work, script: str, state: str, *options: str) -> None:
     keep_rows(work, job, state)
 
 
-def refused(work: Work, *options: str) -> None:
+def refused(work: Work, *options: str, site: str = "EnforcePartLimits=ALL") -> None:
     """Keep the words by which sbatch refuses a job, at a site that refuses what a partition forbids."""
     path = work.folder / "job.sh"
     path.write_text(_HEAD + _SLEEP)
     words = ("sbatch", *options, str(path))
-    said = get_cluster("EnforcePartLimits=ALL").run(*words, check=False, cwd=work.folder)
+    said = get_cluster(site).run(*words, check=False, cwd=work.folder)
     work.keep(said.stdout + said.stderr)
 
 
@@ -125,6 +127,20 @@ def job_cancelled(work: Work) -> None:
     keep_rows(work, job, "CANCELLED")
 
 
+def dependency_failed(work: Work) -> None:
+    before = submit_script(work, "echo 'the corpus was not prepared' >&2; exit 3\n", "--hold")
+    waits = ("--kill-on-invalid-dep=yes", f"--dependency=afterok:{before}")
+    job = submit_script(work, _SLEEP, *waits)
+    lines = (
+        {"event": "stage", "job": str(before), "stage": "prepare", "after": None},
+        {"event": "submitted", "job": str(job), "after": str(before), "nodes": 1},
+    )
+    (work.run / "jobs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    get_cluster().run("scontrol", "release", str(before))
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, f"{before},{job}", "CANCELLED")
+
+
 def preempted(work: Work) -> None:
     job = submit_script(work, _SLEEP, "--partition=abrupt", "--nodes=3", "--exclusive", "--requeue")
     wait_for_state(get_cluster(), job, "RUNNING")
@@ -153,6 +169,14 @@ def partition_unknown(work: Work) -> None:
     refused(work, "--partition=nowhere")
 
 
+def account_invalid(work: Work) -> None:
+    refused(work, "--account=nowhere", site=_ACCOUNTS_COUNT)
+
+
+def qos_invalid(work: Work) -> None:
+    refused(work, "--qos=nowhere", site=_ACCOUNTS_COUNT)
+
+
 def nodes_unavailable(work: Work) -> None:
     refused(work, "--gpus-per-node=16")
 
@@ -171,6 +195,24 @@ def time_refused(work: Work) -> None:
 
 def waits_for_time(work: Work) -> None:
     waits(work, "PartitionTimeLimit", "--partition=short", "--time=2-00:00:00")
+
+
+def training_out_of_memory(work: Work) -> None:
+    """The partition's default is less than two processes need."""
+    training = Training(get_cluster(), work.folder, name="mine")
+    job = training.submit("cluster.nodes=1")
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, job, "FAILED")
+
+
+def preflight_refused(work: Work) -> None:
+    """No disk has so much room as is asked for, and the run may not train without the node that lacks it."""
+    training = Training(get_cluster(), work.folder, name="mine")
+    limits = ("cluster.preflight.mode=stop", "cluster.preflight.min_free_bytes=1000000000000000")
+    room = ("cluster.slurm.memory=3000M", f"cluster.local_path={work.folder}")
+    job = training.submit("cluster.nodes=1", *room, *limits)
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, job, "FAILED")
 
 
 def controller_away(work: Work) -> None:
@@ -193,14 +235,19 @@ CASES = {
     "rank_killed.task": task_killed,
     "out_of_memory": out_of_memory,
     "job_cancelled": job_cancelled,
+    "dependency_failed": dependency_failed,
     "preempted": preempted,
     "node_failed": node_failed,
     "time_limit": time_limit,
     "partition_unknown": partition_unknown,
+    "account_invalid": account_invalid,
+    "account_invalid.qos": qos_invalid,
     "nodes_unavailable": nodes_unavailable,
     "nodes_unavailable.count": too_many_nodes,
     "nodes_unavailable.waits": waits_for_nodes,
     "time_refused": time_refused,
     "time_refused.waits": waits_for_time,
+    "out_of_memory.training": training_out_of_memory,
+    "preflight_refused": preflight_refused,
     "controller_away": controller_away,
 }

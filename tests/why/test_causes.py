@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launcher.why.catalogue import read_catalogue
 from launcher.why.evidence import gather
+from launcher.why.match import Fact, rank_causes
 from launcher.why.why import find_candidates
 from training.layout import RunLayout
 
@@ -35,6 +36,12 @@ def test_the_right_cause_is_found_in_nineteen_of_twenty_recorded_faults() -> Non
 def test_every_cause_that_counts_as_recorded_has_a_case_and_every_case_a_cause() -> None:
     recorded = {cause.id for cause in read_catalogue() if cause.recorded}
     assert recorded == {wanted_cause(case) for case in CASES}
+
+
+def test_the_line_that_the_page_shows_of_a_cause_is_known_as_that_cause() -> None:
+    for cause in read_catalogue():
+        line = Fact(source=cause.seen_in, text=cause.seen)
+        assert [each.cause.id for each in rank_causes(read_catalogue(), [line])][:1] == [cause.id]
 
 
 def test_no_cause_is_seen_where_nothing_went_wrong() -> None:

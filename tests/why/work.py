@@ -76,11 +76,11 @@ class Work:
         (self.folder / "command.log").write_text(said)
 
     @contextlib.contextmanager
-    def started(self, *words: str, **more: str) -> Any:
+    def started(self, *words: str, before: tuple[str, ...] = (), **more: str) -> Any:
         """Start ``metier WORDS``; wait for its end afterwards, and keep what it prints."""
         with (self.folder / "command.log").open("w") as log:
             process = subprocess.Popen(
-                self.command(*words),
+                [*before, *self.command(*words)],
                 cwd=self.folder,
                 env=self.environment(**more),
                 stdout=log,
@@ -153,6 +153,7 @@ def record(work: Work, case: Path) -> None:
         sys.prefix: "/home/user/.venv",
         str(Path(sys.prefix).resolve()): "/home/user/.venv",
         str(ROOT): "/home/user/metier",
+        sys.base_prefix: "/usr",
         os.uname().nodename: "node1",
     }
     files = [*work.run.glob("logs/*.log"), *work.run.glob("incarnations/0*.json"), *work.run.glob("*.jsonl")]
@@ -166,7 +167,8 @@ def record(work: Work, case: Path) -> None:
     for path in files:
         if not path.is_file() or path.name.startswith(("samples", "system_")):
             continue
-        place = case / (path.relative_to(work.run) if path.is_relative_to(work.run) else path.name)
+        name = str(path.relative_to(work.run)) if path.is_relative_to(work.run) else path.name
+        place = case / scrub(name, names)
         content = scrub(shorten(path), names)
         if content.strip():
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +179,9 @@ def shorten(path: Path) -> str:
     """Give the end of a text; of events what `metier why` looks at, of the journal its last lines."""
     lines = path.read_text(errors="replace").splitlines()
     if path.name == "events.jsonl":
-        lines = [line for line in lines if json.loads(line)["event"] not in _DROPPED_EVENTS]
+        lines = [
+            line for line in lines if not any(f'"event": "{event}"' in line for event in _DROPPED_EVENTS)
+        ]
     kept = lines[-3:] if path.name.startswith("metrics") else lines[-_KEPT_LINES:]
     return "".join(f"{line}\n" for line in kept)
 

@@ -50,6 +50,8 @@ class Isolation:
 
     limit: float
     moved_limit: float
+    finite: bool
+    """Whether the model gives numbers for a document alone; where not, the attention is not to blame."""
 
     @property
     def holds(self) -> bool:
@@ -97,6 +99,7 @@ def measure_isolation(
         moved=find_difference(moved[first:], found[first:]),
         limit=LIMITS[found.dtype],
         moved_limit=MOVED_LIMITS[found.dtype],
+        finite=bool(wanted.isfinite().all()),
     )
 
 
@@ -107,7 +110,7 @@ def refuse_leak(measured: Sequence[Isolation]) -> None:
         measured: By every rank: they may have different devices and kernels.
 
     Raises:
-        ModelError: The logits differ by more than rounding explains.
+        ModelError: The logits differ by more than rounding explains, or are no numbers.
     """
     for isolation in measured:
         if not isolation.holds:
@@ -159,6 +162,12 @@ def _evaluating(model: AnyModel) -> Iterator[None]:
 
 
 def _tell(isolation: Isolation) -> str:
+    if not isolation.finite:
+        return (
+            "the model's logits are not finite (NaN or infinity) before the first step: its weights are "
+            "damaged, or were trained in another precision; copy or download the model again, or try "
+            "precision=fp32"
+        )
     return (
         f"the attention {isolation.attention} lets packed documents see each other: a document's logits "
         f"differ from those of the document alone by {isolation.difference:.2%} of their size (rounding "

@@ -1,5 +1,6 @@
 """The entry of every process of a preflight: `python -m training.preflight RUN_DIR`."""
 
+import contextlib
 import os
 import sys
 import traceback
@@ -8,9 +9,11 @@ from pathlib import Path
 # Else torch tells at length of every connection that a peer closes.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError
+from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError, StorageError
 from training.layout import RunLayout
+from training.preflight.nodes import find_node
 from training.processes import end_with_parent
+from training.verdict import note_lead
 
 
 def main() -> int:
@@ -20,16 +23,27 @@ def main() -> int:
         return EXIT_USER_ERROR
     end_with_parent(os.getppid())
     leads = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    layout = RunLayout(Path(sys.argv[1]).absolute())
     try:
+        if leads:
+            with contextlib.suppress(StorageError):  # it will be found out, and told
+                note_lead(layout.preflight, find_node(os.environ))
         from training.preflight.run import quieten, run  # noqa: PLC0415
 
-        return run(RunLayout(Path(sys.argv[1]).absolute()), os.environ, quieten())
+        return run(layout, os.environ, quieten())
     except MetierError as error:
         sys.stderr.write(f"metier preflight: {error}\n")
-        return EXIT_USER_ERROR if leads else EXIT_OK
+        return _fail(layout, EXIT_USER_ERROR) if leads else EXIT_OK
     except Exception:
         traceback.print_exc()
-        return EXIT_FAILED if leads else EXIT_OK
+        return _fail(layout, EXIT_FAILED) if leads else EXIT_OK
+
+
+def _fail(layout: RunLayout, code: int) -> int:
+    # A lead that fails has answered: it does not hang.
+    with contextlib.suppress(OSError):
+        layout.preflight.unlink(missing_ok=True)
+    return code
 
 
 if __name__ == "__main__":
