@@ -90,8 +90,8 @@ def call_slurm(
 
 
 def _environment() -> dict[str, str]:
-    # What a job submits inherits its environment. The new job would take the count of our restarts for its own,
-    # or itself for a task of an array, and its srun our numbers of tasks for options.
+    # What a job submits inherits its environment. The new job would take the count of our restarts for its
+    # own, or itself for a task of an array, and its srun our numbers of tasks for options.
     own = {
         name: value
         for name, value in os.environ.items()

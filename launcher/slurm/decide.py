@@ -111,5 +111,6 @@ def _explain_notice(ended: Ended, outcome: dict[str, Any]) -> str:
 def _say_failure(ended: Ended, outcome: dict[str, Any]) -> str:
     if outcome.get("state") == "FAILED":
         place = f"rank {outcome.get('rank')}" + (f" on {outcome['node']}" if outcome.get("node") else "")
-        return f"failed on {place}: {outcome.get('error_class')}: {outcome.get('message')}"
+        words = (str(outcome.get(key) or "") for key in ("error_class", "message"))
+        return f"failed on {place}: {': '.join(filter(None, words))}"
     return f"ended without a word (srun's exit code {ended.code})"

@@ -63,6 +63,11 @@ def test_what_another_start_cannot_help_ends_the_run_also_under_a_notice(cause: 
     assert step_of(replace(QUIET, outcome=failed(cause), notice="USR1")) == "failed"
 
 
+def test_a_failure_is_told_with_its_place_and_without_words_that_nobody_said() -> None:
+    wordless = replace(QUIET, outcome={**failed("peer"), "error_class": "MemoryError", "message": ""})
+    assert decide(wordless, starts_without_progress=3).reason == "failed on rank 1 on n2: MemoryError"
+
+
 def test_failures_without_a_new_checkpoint_are_bounded() -> None:
     assert step_of(replace(QUIET, idle_failed=2), limit=3) == "again"
     given_up = decide(replace(QUIET, idle_failed=3), starts_without_progress=3)
