@@ -130,8 +130,8 @@ class SlurmConfig(Section):
         "longest save so far"
     )
     starts_without_progress: PositiveInt = Field(
-        description="starts in a row that may fail without a new checkpoint before the run is given up; of those "
-        "that were told to stop five times as many"
+        description="starts in a row that may fail without a new checkpoint before the run is given up; of "
+        "those that were told to stop five times as many"
     )
     array_limit: PositiveInt = Field(description="jobs of a sweep that may run at the same time")
 
