@@ -16,6 +16,7 @@ from launcher.slurm.call import SlurmAwayError, SlurmError, call_slurm
 from launcher.slurm.facts import newest_step
 from launcher.slurm.journal import append_line, newest_job, read_journal
 from launcher.slurm.script import write_script
+from launcher.slurm.times import say_time
 from training.config.schema import RunConfig
 from training.errors import ClusterError, ConfigError
 from training.files import hold_lock, write_text
@@ -211,7 +212,7 @@ def describe_submission(config: RunConfig, job: str, *, after: str | None) -> st
     name = shlex.quote(config.name)
     return f"""\
 job        {job}{f", after {after}" if after else ""}
-asked for  {cluster.nodes} node{"s" * (cluster.nodes > 1)}{spare} x {each}, {slurm.time}{where}
+asked for  {cluster.nodes} node{"s" * (cluster.nodes > 1)}{spare} x {each}, {say_time(slurm.time)}{where}
            at its time's end, a preemption or a node's death the run goes on in {job_again}
 run        {layout.root}
 log        {layout.job_log(job)}
