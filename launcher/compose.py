@@ -72,9 +72,7 @@ def _type(values: dict[str, Any]) -> Composed:
     if not isinstance(dry_run, bool):
         raise ConfigError(f"dry_run={dry_run}: wanted true or false")
     after = values.pop("after")
-    return Composed(
-        config=check_config(values), dry_run=dry_run, after=None if after is None else str(after)
-    )
+    return Composed(config=check_config(values), dry_run=dry_run, after=None if after is None else str(after))
 
 
 def compose_values(overrides: Sequence[str], tree: ConfigTree) -> dict[str, Any]:

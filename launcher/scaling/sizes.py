@@ -76,7 +76,9 @@ def read_words(plain: Sequence[str]) -> Asked:
     axis, sizes = _read_sizes(own)
     for word in overrides:
         if axis == "nodes" and word.lstrip("+").startswith("cluster.nodes="):
-            raise ConfigError(f"{word} nodes={own['nodes']}: the nodes are what grows; leave cluster.nodes out")
+            raise ConfigError(
+                f"{word} nodes={own['nodes']}: the nodes are what grows; leave cluster.nodes out"
+            )
     mode = own.get("mode", "strong")
     if mode not in MODES:
         raise ConfigError(f"mode={mode}: wanted {', '.join(MODES)}")

@@ -146,8 +146,8 @@ def _check_time(cluster: ClusterConfig, partition: Partition) -> None:
     if partition.max_seconds is not None and (seconds is None or seconds > partition.max_seconds):
         most = format_time(partition.max_seconds)
         raise ClusterError(
-            f"cluster.slurm.time={say_time(cluster.slurm.time)} is more than partition {partition.name} gives, {most}; "
-            f"use cluster.slurm.time={most}: the run goes on in as many jobs as it needs"
+            f"cluster.slurm.time={say_time(cluster.slurm.time)} is more than partition {partition.name} "
+            f"gives, {most}; use cluster.slurm.time={most}: the run goes on in as many jobs as it needs"
         )
 
 

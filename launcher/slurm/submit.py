@@ -135,8 +135,8 @@ def _refuse_unknown(layout: RunLayout) -> None:
     said = call_slurm(SCRIPT_WORDS, attempts=_ATTEMPTS).splitlines()
     if (job := find_by_script(said, layout.job_script)) is not None:
         raise ClusterError(
-            f"job {job} is of {name} and lives, and {layout.jobs} does not name it; `metier stop {name}` lets "
-            "it save and end, then give this command again"
+            f"job {job} is of {name} and lives, and {layout.jobs} does not name it; `metier stop {name}` "
+            "lets it save and end, then give this command again"
         )
     views, _ = look_at([layout])
     if views[0].state == "RUNNING":

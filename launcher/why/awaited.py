@@ -68,7 +68,7 @@ def _say_where(awaited: Awaited, layout: RunLayout) -> str:
 
 
 def choose_line(lines: Sequence[str]) -> str:
-    """Choose the line of a job's log that says most of its end: an error goes before what Slurm adds to it."""
+    """Choose the line of a job's log that says most of its end: an error, before what Slurm adds to it."""
     said = [line.strip() for line in reversed(lines) if line.strip()]
     own = [line for line in said if not _SLURMS.match(line)]
     return next((line for line in own if _REASON.match(line)), next(iter([*own, *said]), ""))
