@@ -17,6 +17,7 @@ from training.errors import StorageError
 from training.layout import RunLayout
 
 WORDS = ("experiment=tiny_smoke", "cluster=slurm", "name=mine")
+DOCUMENTS = ("data=files", "data.path=data/mine", "data.sources.files.paths=[notes/*.jsonl]")
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,24 @@ def test_the_whole_way_of_a_finished_run_is_only_what_follows_on_its_training(tm
         ("export", "2", None),
     ]
     assert count_jobs(tmp_path) == 2
+
+
+@pytest.mark.parametrize("more", [[], ["dry_run=true"]])
+def test_documents_that_are_not_there_are_told_before_any_job_is_submitted(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", *WORDS, *DOCUMENTS, *more]
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        "metier run: data.sources.files.paths: no file notes/*.jsonl "
+        f"(seen from {tmp_path}); correct the path\n"
+    )
+    assert count_jobs(tmp_path) == 0
+
+
+def test_documents_that_a_job_may_still_write_are_not_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *WORDS, *DOCUMENTS, "after=7"]) == 2  # there is no cluster here
+    assert "no file" not in capsys.readouterr().err
 
 
 def test_while_one_command_submits_a_run_no_other_one_does(tmp_path: Path) -> None:
