@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.tools import TOOLS, VALUED, read_node_rank
-from training.config.names import nearest
+from training.config.names import nearest, show
 from training.errors import ConfigError
 
 COMPOSED_VERBS = ("prepare", "audit", "train", "evaluate", "export", "run")
@@ -87,7 +87,7 @@ def _check_verb(word: str) -> str:
     if word not in VERBS:
         if "=" in word:
             raise ConfigError(f"{word}: first say what to do: metier {'|'.join(COMPOSED_VERBS)} {word}")
-        raise ConfigError(f"{word} is not a verb{nearest(word, VERBS)}")
+        raise ConfigError(f"{show(word)} is not a verb{nearest(word, VERBS)}")
     return word
 
 

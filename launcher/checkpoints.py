@@ -8,7 +8,7 @@ from pathlib import Path
 from launcher.commands import merge_environment, package_variables
 from launcher.processes import run_here
 from launcher.tools import Words, refuse_flags
-from training.config.names import nearest
+from training.config.names import nearest, show
 from training.errors import ConfigError
 
 ACTIONS = ("list", "verify", "prune", "convert")
@@ -56,7 +56,7 @@ def run(words: Words) -> int:
     root = _find_run(plain)
     action = plain[1] if plain[1:] else "list"
     if action not in ACTIONS:
-        raise ConfigError(f"{action} is no action{nearest(action, ACTIONS)}; wanted {', '.join(ACTIONS)}")
+        raise ConfigError(f"{show(action)} is no action{nearest(action, ACTIONS)}")
     if plain[2:]:
         raise ConfigError(f"{plain[2]}: one action at a time; a setting is step=N or to=FOLDER")
     wanted = {"verify": {"step"}, "prune": {"damaged"}, "convert": {"step", "to"}}.get(action, set())
@@ -88,10 +88,12 @@ def _read_settings(words: Sequence[str]) -> dict[str, str]:
 def _find_run(plain: Sequence[str]) -> Path:
     if not plain:
         raise ConfigError("name a run: metier checkpoints RUN [list|verify|prune|convert]")
-    for folder in (Path(plain[0]), Path(_RUN_ROOT) / plain[0]):
+    for folder in (Path(plain[0]), Path(_RUN_ROOT) / plain[0]) if plain[0] else ():
         if (folder / "run.json").is_file():
             return folder.absolute()
     known = sorted(path.parent.name for path in Path(_RUN_ROOT).glob("*/run.json"))
+    if not plain[0]:
+        raise ConfigError(f"'' is no run's name{nearest('', known)}")
     raise ConfigError(
         f"{plain[0]} is no run, neither {plain[0]}/run.json nor {_RUN_ROOT}/{plain[0]}/run.json exists"
         f"{nearest(plain[0], known)}"

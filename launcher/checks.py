@@ -8,8 +8,9 @@ from pathlib import Path
 from training.config.cluster import ClusterConfig
 from training.config.learning import ModelConfig
 from training.config.schema import RunConfig
+from training.config.sources import FilesSource
 from training.errors import ClusterError, DataError, ModelError
-from training.files import is_url
+from training.files import find_local_files, is_url
 from training.layout import CorpusLayout
 from training.model.arithmetic import check_heads, check_tensor_cut
 from training.model.place import CONFIG, find_model_folder, find_snapshot
@@ -82,6 +83,18 @@ def check_prepared(config: RunConfig) -> None:
             f"model.folder={folder} holds no model ({Path(folder) / 'config.json'} is missing); "
             "run `metier prepare` with the same settings first"
         )
+
+
+def check_documents(config: RunConfig) -> None:
+    """Refuse documents that are to be prepared elsewhere and are not on the disks that are seen from here.
+
+    Raises:
+        DataError: A path or a pattern matches no file.
+    """
+    for name, source in config.data.sources.items():
+        for path in source.paths if isinstance(source, FilesSource) else ():
+            if not is_url(path) or path.startswith("file://"):
+                find_local_files(f"data.sources.{name}.paths", path)
 
 
 def check_model(config: RunConfig) -> None:

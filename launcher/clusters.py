@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.slurm.ask import ask_associations, ask_site
-from launcher.slurm.drafts import choose_partition, describe_site, draft_cluster
+from launcher.slurm.drafts import DRAFTED, choose_partition, describe_site, draft_cluster
 from launcher.tools import Words, refuse_flags
 from launcher.tree import OWN_FOLDER
-from training.config.names import nearest
+from training.config.names import nearest, show
 from training.errors import ConfigError, StorageError
 
 ACTIONS = ("init", "show")
@@ -45,7 +45,7 @@ def run(words: Words) -> int:
     refuse_flags(words, [f"--{name}" for name in _SETTINGS])
     action = words.plain[0] if words.plain else "show"
     if action not in ACTIONS:
-        raise ConfigError(f"{action} is no action{nearest(action, ACTIONS)}; wanted {', '.join(ACTIONS)}")
+        raise ConfigError(f"{show(action)} is no action{nearest(action, ACTIONS)}")
     if action == "show":
         if words.plain[1:] or words.flags:
             word = words.plain[1] if words.plain[1:] else words.flags[0][0]
@@ -95,12 +95,13 @@ def _init(name: str, partition: str | None, path: Path) -> str:
 def _find_place(name: str, to: str | None, words: Words) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ConfigError(f"{name}: a cluster's name is made of letters, digits and _ . -")
-    if (OWN_FOLDER / "cluster" / f"{name}.yaml").exists():
-        raise ConfigError(f"{name} is the name of a cluster that comes with this program; choose another")
     folder = Path(to) if to else words.tree.user_folder or Path("configs")
-    path = folder / "cluster" / f"{name}.yaml"
+    path, own = folder / "cluster" / f"{name}.yaml", OWN_FOLDER / "cluster" / f"{name}.yaml"
+    # Called where this program's own folder is ./configs, an earlier call has written there.
+    if own.exists() and DRAFTED not in own.read_text(encoding="utf-8"):
+        raise ConfigError(f"{name} is the name of a cluster that comes with this program; choose another")
     if path.exists():
-        raise ConfigError(f"{path} exists; remove it, or choose another name")
+        raise ConfigError(f"{path} exists already; remove it, or choose another name")
     return path
 
 

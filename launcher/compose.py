@@ -53,13 +53,26 @@ def compose_run(overrides: Sequence[str], tree: ConfigTree, suffix: str = "") ->
     for path in _missing_paths(values):
         raise ConfigError(f"{path} is missing; give it a value, for instance {path}=...")
     values["name"] = f"{values['name']}{suffix}" if suffix else values["name"]
+    composed = _type(values)
+    check_rules(composed.config)
+    return composed
+
+
+def compose_typed(overrides: Sequence[str], tree: ConfigTree) -> RunConfig:
+    """Compose one run whose values have their types, and may not go together yet.
+
+    Raises:
+        ConfigError: An override leads nowhere, or a value cannot be; one line.
+    """
+    return _type(compose_values(overrides, tree)).config
+
+
+def _type(values: dict[str, Any]) -> Composed:
     dry_run = values.pop("dry_run")
     if not isinstance(dry_run, bool):
         raise ConfigError(f"dry_run={dry_run}: wanted true or false")
     after = values.pop("after")
-    config = check_config(values)
-    check_rules(config)
-    return Composed(config=config, dry_run=dry_run, after=None if after is None else str(after))
+    return Composed(config=check_config(values), dry_run=dry_run, after=None if after is None else str(after))
 
 
 def compose_values(overrides: Sequence[str], tree: ConfigTree) -> dict[str, Any]:

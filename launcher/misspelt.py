@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.tree import GROUPS, ConfigTree
-from training.config.names import find_nearest, nearest
+from training.config.names import find_nearest, nearest, show
 
 # Mappings whose keys are the user's own: a new one is added with a +.
 FREE_MAPPINGS = (
@@ -57,7 +57,7 @@ def unreadable(text: str, tree: ConfigTree) -> str:
         return f"{text}: wanted KEY=VALUE; did you mean experiment={text}?"
     key, equals, value = text.partition("=")
     if not equals:
-        return f"{text}: wanted KEY=VALUE, for instance experiment=tiny_smoke"
+        return f"{show(text)}: wanted KEY=VALUE, for instance experiment=tiny_smoke"
     if not key.lstrip("+~"):
         return f"{text}: there is no key in front of the =; wanted KEY=VALUE"
     plain = value.replace("'", "").replace('"', "")

@@ -138,15 +138,20 @@ def _submit(config: RunConfig, after: str | None, *, follow: bool) -> Ending:
     # Slurm's side is imported for it alone.
     from launcher.slurm.follow import follow_run  # noqa: PLC0415
     from launcher.slurm.login import check_and_say  # noqa: PLC0415
-    from launcher.slurm.submit import say_submission, submit_run  # noqa: PLC0415
+    from launcher.slurm.submit import find_last_step, say_submission, submit_run  # noqa: PLC0415
 
+    layout = find_layout(config)
+    if (step := find_last_step(layout)) is not None:
+        line = f"{config.name} is finished after step {step}; to train longer, give another name=..."
+        sys.stdout.write(f"metier train: {line}\n")
+        return Ending(exit_code=EXIT_OK, state="COMPLETED", step=step, line=line)
     check_prepared(config)
     look_ahead(config, write=True)
     check_and_say(config, "train")
     job = submit_run(config, after=after)
     say_submission(config, job, after=after)
     if follow:
-        return follow_run(config, find_layout(config))
+        return follow_run(config, layout)
     return Ending(exit_code=EXIT_OK, state="SUBMITTED", step=None, line="")
 
 

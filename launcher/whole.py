@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from launcher.checks import check_prepared, look_ahead
+from launcher.checks import check_documents, check_prepared, look_ahead
 from launcher.compose import Composed
 from launcher.dry_run import describe_job
 from launcher.local import Ending
@@ -78,6 +78,9 @@ def _submit(composed: Composed, *, follow: bool) -> Ending:
     config = composed.config
     check_training(config)
     prepares = not _is_prepared(config, write=not composed.dry_run)
+    # A job that is waited for may be the one that writes them.
+    if prepares and composed.after is None:
+        check_documents(config)
     if composed.dry_run:
         training = describe_job(config, look_ahead(config, write=False) if not prepares else [])
         _say(describe_scripts(config, prepares=prepares, training=training))

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 import xxhash
 
-from training.errors import StorageError
+from training.errors import DataError, StorageError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -20,6 +21,25 @@ _CHUNK_BYTES = 1 << 20
 def is_url(path: str) -> bool:
     """Tell a URL from a folder of this machine."""
     return "://" in path
+
+
+def find_local_files(setting: str, pattern: str) -> list[str]:
+    """Resolve a path or a glob on this machine's disks, in any order.
+
+    Raises:
+        DataError: It matches nothing, or names a folder; the message begins with ``setting``.
+    """
+    plain = pattern.removeprefix("file://")
+    exact = Path(plain)
+    if exact.is_dir():
+        raise DataError(f"{setting}: {plain} is a folder; name its files, for instance {plain}/*.jsonl")
+    # A file may be called notes[1].jsonl, which as a glob would mean notes1.jsonl.
+    # Not Path.glob: it refuses absolute patterns.
+    names = [plain] if exact.exists() else glob.glob(plain, recursive=True)  # noqa: PTH207
+    found = [name for name in names if Path(name).is_file()]
+    if not found:
+        raise DataError(f"{setting}: no file {pattern} (seen from {Path.cwd()}); correct the path")
+    return found
 
 
 def say_bytes(count: float) -> str:

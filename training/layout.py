@@ -57,6 +57,11 @@ class RunLayout:
         return self.root / "job.sh"
 
     @property
+    def submission_lock(self) -> Path:
+        """Held by the command that is submitting the run."""
+        return self.root / ".submission.lock"
+
+    @property
     def jobs(self) -> Path:
         """One JSON object per line: each job that was submitted, each start in it, each decision."""
         return self.root / "jobs.jsonl"

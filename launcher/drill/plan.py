@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from launcher.compose import compose_run, compose_values
+from launcher.compose import compose_run, compose_typed
 from launcher.tree import ConfigTree
 from training.config.cluster import ClusterConfig
 from training.config.names import nearest
@@ -66,23 +66,24 @@ def plan_drill(words: Sequence[str], tree: ConfigTree) -> Plan:
         ConfigError: A word cannot be, or belongs to the drill itself.
     """
     own, rest = _take_own(words)
-    values = compose_values(["experiment=tiny_smoke", *rest], tree)
-    cluster, root = values["cluster"], RunLayout.of(str(values["run_root"]), "drill").root
-    if cluster["kind"] == "torchrun":
+    # What the user has typed is judged as it stands, before anything is reckoned from it.
+    typed = compose_typed(["experiment=tiny_smoke", *rest], tree)
+    cluster, root = typed.cluster, RunLayout.of(typed.run_root, "drill").root
+    if cluster.kind == "torchrun":
         raise ConfigError(
             "a drill needs this machine, or Slurm: on hosts without a scheduler nobody can start ranks again"
         )
-    steps = _read_steps(own.get("steps", str(_STEPS[cluster["kind"]])))
-    each = cluster["gpus_per_node"] or max(cluster["processes_per_node"], 2 // cluster["nodes"])
-    world = cluster["nodes"] * each
+    steps = _read_steps(own.get("steps", str(_STEPS[cluster.kind])))
+    each = cluster.gpus_per_node or max(cluster.processes_per_node, 2 // cluster.nodes)
+    world = cluster.nodes * each
     overrides = (
         "experiment=tiny_smoke",
         # With dropout, so that a wrong random state would show.
         "adapter=lora",
         "adapter.dropout=0.1",
         f"batch.global_batch_size={2 * world}",
-        *([] if cluster["gpus_per_node"] else [f"cluster.processes_per_node={each}"]),
-        *(["deterministic=true"] if cluster["gpus_per_node"] else []),
+        *([] if cluster.gpus_per_node else [f"cluster.processes_per_node={each}"]),
+        *(["deterministic=true"] if cluster.gpus_per_node else []),
         "cluster.slurm.time=0:30:00",
         *rest,
         f"loop.max_steps={steps}",

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.checks import check_devices
 from launcher.commands import merge_environment, package_variables
 from launcher.drill.cases import Case, run_case, run_undisturbed, say_table, say_verdict
 from launcher.drill.local import LocalStage
@@ -16,10 +17,13 @@ from launcher.drill.plan import UNDISTURBED, Plan, plan_drill
 from launcher.drill.slurm import SlurmStage
 from launcher.drill.stage import Stage
 from launcher.drill.trace import Trace
+from launcher.hosts import check_cluster
 from launcher.scaling.jobs import find_alive
+from launcher.slurm.login import check_and_say
 from launcher.tools import Words, refuse_flags
 from launcher.tree import ConfigTree
 from launcher.versions import find_versions
+from training.config.schema import RunConfig
 from training.errors import EXIT_FAILED, EXIT_OK, ClusterError
 from training.files import hold_lock, write_json
 from training.layout import RunLayout
@@ -61,6 +65,7 @@ def run(words: Words) -> int:
     """
     refuse_flags(words)
     plan = plan_drill(words.plain, words.tree)
+    _check_place(plan.config)
     stage: Stage = SlurmStage(words.tree) if plan.kind == "slurm" else LocalStage(words.tree)
     root = Path(plan.root)
     with hold_lock(root / ".lock", busy=f"another drill is at work in {root}; wait for its end"):
@@ -110,6 +115,18 @@ def describe(plan: Plan, cases: list[Case], line: str) -> dict[str, Any]:
         "versions": find_versions(),
         "cases": [asdict(case) | {"fault": case.fault} for case in cases],
     }
+
+
+def _check_place(config: RunConfig) -> None:
+    """Refuse what the first start would refuse, before anything is made for it.
+
+    Raises:
+        MetierError: This machine, or the cluster, cannot give what is asked for.
+    """
+    check_cluster(config.cluster, None)
+    check_devices(config.cluster)
+    if config.cluster.kind == "slurm":
+        check_and_say(config, "drill")
 
 
 def _clear(plan: Plan) -> None:

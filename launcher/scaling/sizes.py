@@ -74,6 +74,11 @@ def read_words(plain: Sequence[str]) -> Asked:
         else:
             own[key] = value
     axis, sizes = _read_sizes(own)
+    for word in overrides:
+        if axis == "nodes" and word.lstrip("+").startswith("cluster.nodes="):
+            raise ConfigError(
+                f"{word} nodes={own['nodes']}: the nodes are what grows; leave cluster.nodes out"
+            )
     mode = own.get("mode", "strong")
     if mode not in MODES:
         raise ConfigError(f"mode={mode}: wanted {', '.join(MODES)}")

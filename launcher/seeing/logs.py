@@ -10,6 +10,7 @@ from launcher.seeing.read import read_tail
 from launcher.seeing.runs import RUN_ROOT, find_one_run, split_words
 from launcher.seeing.state import look_at
 from launcher.tools import Words, refuse_flags
+from training.config.names import show
 from training.errors import EXIT_OK, ConfigError
 from training.layout import RunLayout
 
@@ -67,8 +68,10 @@ def choose_logs(layout: RunLayout, *, rank: str | None, job: str | None, follow:
     """
     ranks = find_rank_logs(layout)
     jobs = sorted(layout.logs.glob("job_*.log"), key=lambda path: path.stat().st_mtime)
+    if rank is not None and not rank.isdecimal():
+        raise ConfigError(f"--rank {show(rank)}: wanted the number of a rank, 0 or more")
     if rank is not None or job is not None:
-        wanted = layout.rank_log(int(rank)) if rank and rank.isdecimal() else layout.job_log(job or "")
+        wanted = layout.rank_log(int(rank)) if rank is not None else layout.job_log(job or "")
         if wanted.is_file() or (follow and job is not None):
             return [wanted]
         there = [path.stem.replace("_", " ") for path in [*ranks, *jobs]]

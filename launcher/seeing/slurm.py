@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 SECONDS = 8.0
 """How long an answer may take; a controller that is restarting takes longer and is not waited for."""
@@ -38,6 +39,9 @@ NOWHERE = "None assigned"
 """sacct's nodes of a job that never began."""
 
 _UNMET = re.compile(rf"\|CANCELLED\|[^|]*\|{NOWHERE}")
+SCRIPT_WORDS = ("squeue", "--noheader", "--me", "--array", "--format=%i %o")
+"""squeue's words for what ``find_by_script`` reads."""
+
 _FIELDS = 4
 _NUMBER = re.compile(r"\d+(_\d+)?")
 
@@ -111,6 +115,12 @@ def queue_words(jobs: Sequence[str]) -> list[str]:
 def read_queue(lines: Iterable[str]) -> dict[str, JobView]:
     """Read what squeue, or sacct in the same columns, says of jobs."""
     return {view.job: view for view in map(_read_queue, lines) if view}
+
+
+def find_by_script(lines: Iterable[str], script: Path) -> str | None:
+    """Find the job that this script was submitted as and that is not over; None where there is none."""
+    rows = (line.strip().partition(" ") for line in lines)
+    return next((job for job, _, command in rows if command.strip() == str(script)), None)
 
 
 def ask(command: Sequence[str], seconds: float = SECONDS) -> tuple[list[str], str]:

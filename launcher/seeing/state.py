@@ -1,15 +1,16 @@
 """What state a run is in: pure, from its files, its processes here and Slurm's word."""
 
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.seeing.facts import RunFacts, is_here, read_facts, read_hearts, say_host
 from launcher.seeing.here import find_ranks
 from launcher.seeing.read import number, text
-from launcher.seeing.slurm import JobView, SlurmView, ask_jobs
+from launcher.seeing.slurm import SCRIPT_WORDS, JobView, SlurmView, ask, ask_jobs, find_by_script
 from launcher.slurm.journal import ENDS
 from training.layout import RunLayout
 
@@ -43,7 +44,8 @@ class RunView:
     @property
     def is_unexplained(self) -> bool:
         """Whether Slurm alone has said how it ended."""
-        return self.is_over and self.job is not None and self.state == self.job.state
+        said = {text(self.facts.outcome, "state"), ENDS.get(text(self.facts.decision, "step"))}
+        return self.is_over and self.job is not None and self.state == self.job.state not in said
 
 
 def look_at(layouts: Sequence[RunLayout]) -> tuple[list[RunView], str]:
@@ -53,10 +55,20 @@ def look_at(layouts: Sequence[RunLayout]) -> tuple[list[RunView], str]:
         One view for each run, and why Slurm does not say more: nothing where it answered or is not there.
     """
     now = time.time()
-    facts = [read_facts(layout, now) for layout in layouts]
+    facts = find_forgotten([read_facts(layout, now) for layout in layouts])
     slurm = ask_jobs(job for each in facts for job in (*each.jobs, *(job for job, _ in each.stages)))
     here = find_ranks()
     return [judge(each, slurm, here, now) for each in facts], slurm.trouble
+
+
+def find_forgotten(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """Find by its script the job of a run that has one and whose jobs.jsonl names none: it was removed."""
+    lost = [run for run in runs if not run.jobs and run.layout.job_script.is_file()]
+    if not lost or shutil.which("squeue") is None:
+        return list(runs)
+    said, _ = ask(SCRIPT_WORDS)
+    found = {run.name: find_by_script(said, run.layout.job_script) for run in lost}
+    return [replace(run, jobs=(job,)) if (job := found.get(run.name)) else run for run in runs]
 
 
 def judge(facts: RunFacts, slurm: SlurmView, here: Mapping[Path, Sequence[int]], now: float) -> RunView:

@@ -11,6 +11,9 @@ from launcher.tables import lay_out
 from training.config.names import nearest
 from training.errors import ConfigError
 
+DRAFTED = "# Written by `metier cluster init`"
+"""How the second line of a draft begins; a cluster that comes with this program has none such."""
+
 _DAY = 24 * 3600
 _NOT_REQUEUED = frozenset({"CANCEL", "SUSPEND", "GANG"})
 
@@ -47,7 +50,7 @@ def draft_cluster(
     memory = '"0"' if tracked else "null"
     text = f"""\
 # {site.settings.get("ClusterName", name)}, partition {partition.name}: {_describe(node)} per node.
-# Written by `metier cluster init` from what Slurm {site.settings.get("SLURM_VERSION", "")} said; edit it.
+{DRAFTED} from what Slurm {site.settings.get("SLURM_VERSION", "")} said; edit it.
 defaults: [slurm, _self_]
 gpus_per_node: {gpus}
 processes_per_node: 1  # on nodes without GPUs

@@ -36,7 +36,7 @@ from launcher.slurm.journal import (
     count_idle_starts,
     count_in_vain,
     find_bad_nodes,
-    is_superseded,
+    find_newer,
     last_submission,
     read_journal,
 )
@@ -101,7 +101,7 @@ def _give_up(layout: RunLayout, error: Exception) -> None:
     decision = Decision(step="failed", reason=f"the job's script failed: {kind}: {first_line(error)}")
     try:
         job = own_job()
-        if is_superseded(read_journal(layout.jobs), job, own_restart()):
+        if find_newer(read_journal(layout.jobs), job, own_restart()):
             _say(decision.reason)
         else:
             _end(layout, job, decision, error_class=kind)
@@ -117,8 +117,8 @@ def port_of(job: str, starts: int) -> int:
 
 def _begin(layout: RunLayout, config: RunConfig) -> int:
     job, lines, step = own_job(), read_journal(layout.jobs), newest_step(layout)
-    if is_superseded(lines, job, own_restart()):
-        return _leave_to_newer(job)
+    if newer := find_newer(lines, job, own_restart()):
+        return _leave_to_newer(job, newer)
     if asked_by_user(layout):
         return _end(
             layout, job, Decision(step="stopped", reason="somebody asked the run to stop; it stays so")
@@ -165,7 +165,7 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
 def _chain(layout: RunLayout, config: RunConfig) -> None:
     """Where no job may run again, see to it that another one waits for this job's end, whatever ends it."""
     job, lines = own_job(), read_journal(layout.jobs)
-    if config.cluster.slurm.requeue or asked_by_user(layout) or is_superseded(lines, job, own_restart()):
+    if config.cluster.slurm.requeue or asked_by_user(layout) or find_newer(lines, job, own_restart()):
         return
     if find_waiting(lines, job) is None:
         _say(f"job {submit_next(layout, after=job)} goes on when this one ends")
@@ -208,8 +208,8 @@ def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
 def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int:
     job, log = own_job(), read_own_log()
     lines = read_journal(layout.jobs)
-    if is_superseded(lines, job, own_restart()):
-        return _leave_to_newer(job)
+    if newer := find_newer(lines, job, own_restart()):
+        return _leave_to_newer(job, newer)
     began = next((float(line["asked"]) for line in reversed(lines) if line["event"] == "started"), 0.0)
     log = log[log.rfind("metier job: start ") :]
     started = find_incarnation(layout.incarnations, began) is not None
@@ -240,7 +240,7 @@ def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int
     )
     decision = decide(ended, starts_without_progress=config.cluster.slurm.starts_without_progress)
     if decision.step in {"again", "return"} and is_run_again(job):
-        return _leave_to_newer(job)
+        return _leave_to_newer(job, job)
     if decision.step == "again":
         return _again(layout, config, job, decision, away=away)
     if decision.step == "return":
@@ -249,9 +249,10 @@ def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int
     return _end(layout, job, decision)
 
 
-def _leave_to_newer(job: str) -> int:
-    """End a script whose job Slurm has put back into the queue, or runs elsewhere: it would hit that one."""
-    _say(f"Slurm runs job {job} anew; this script leaves the run to it")
+def _leave_to_newer(job: str, newer: str) -> int:
+    """End a script whose job runs elsewhere, or waits to, or whose run another job has: it would hit that."""
+    how = f"Slurm runs job {job} anew" if newer == job else f"job {newer} of this run has begun meanwhile"
+    _say(f"{how}; this script of job {job} leaves the run to it")
     return ENOUGH
 
 

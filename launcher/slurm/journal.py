@@ -69,8 +69,8 @@ def find_withdrawn(lines: list[Line]) -> Line | None:
     return last if newest_job(lines) in last.get("cancelled", []) else None
 
 
-def is_superseded(lines: list[Line], job: str, restart: int) -> bool:
-    """Whether a newer job of the run, or the same job run again, has begun since.
+def find_newer(lines: list[Line], job: str, restart: int) -> str | None:
+    """Name the newer job of the run, or the same job where it is run again, that has begun since.
 
     Slurm gives a job's nodes up for dead, and the job to others, while its script may live on unseen.
 
@@ -78,14 +78,19 @@ def is_superseded(lines: list[Line], job: str, restart: int) -> bool:
         lines: The journal.
         job: The one that asks.
         restart: How often that job had been run again when this script began.
+
+    Returns:
+        The newest of them; None where none has begun.
     """
     order = [str(line["job"]) for line in lines if line["event"] in {"submitted", "next"}]
     newer = set(order[order.index(job) + 1 :]) if job in order else set()
-    return any(
-        (line.get("job") == job and int(line.get("restart", 0)) > restart) or line.get("job") in newer
-        for line in lines
+    found = (
+        str(line.get("job"))
+        for line in reversed(lines)
         if line["event"] == "started"
+        and ((line.get("job") == job and int(line.get("restart", 0)) > restart) or line.get("job") in newer)
     )
+    return next(found, None)
 
 
 def find_bad_nodes(lines: list[Line], job: str) -> set[str]:

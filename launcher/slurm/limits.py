@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from launcher.slurm.request import find_processes_per_node
 from launcher.slurm.site import Node, Partition, Site
-from launcher.slurm.times import format_time, parse_time
+from launcher.slurm.times import format_time, parse_time, say_time
 from training.config.cluster import ClusterConfig
 from training.config.names import nearest
 from training.errors import ClusterError
@@ -143,11 +143,11 @@ def _check_use(cluster: ClusterConfig, partition: Partition) -> None:
 
 def _check_time(cluster: ClusterConfig, partition: Partition) -> None:
     seconds = parse_time(cluster.slurm.time)
-    if partition.max_seconds is not None and seconds is not None and seconds > partition.max_seconds:
+    if partition.max_seconds is not None and (seconds is None or seconds > partition.max_seconds):
         most = format_time(partition.max_seconds)
         raise ClusterError(
-            f"cluster.slurm.time={cluster.slurm.time} is more than partition {partition.name} gives, {most}; "
-            f"use cluster.slurm.time={most}: the run goes on in as many jobs as it needs"
+            f"cluster.slurm.time={say_time(cluster.slurm.time)} is more than partition {partition.name} "
+            f"gives, {most}; use cluster.slurm.time={most}: the run goes on in as many jobs as it needs"
         )
 
 

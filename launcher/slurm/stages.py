@@ -5,12 +5,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.run_directory import find_layout
+from launcher.run_directory import find_layout, freeze_run
 from launcher.slurm.call import call_slurm
 from launcher.slurm.journal import append_line
 from launcher.slurm.request import plan_command, plan_directives, plan_setup, plan_srun
 from launcher.slurm.script import for_array, quote_always, render
-from launcher.slurm.submit import find_dependency, refuse_second, submit, submit_run, wait_for
+from launcher.slurm.submit import (
+    DONE,
+    find_dependency,
+    find_last_step,
+    hold_submission,
+    refuse_second,
+    submit,
+    submit_held,
+    wait_for,
+)
 from launcher.tables import lay_out
 from launcher.versions import find_versions
 from training.config.freeze import write_frozen
@@ -50,6 +59,8 @@ class Submitted:
 def submit_stages(config: RunConfig, *, prepares: bool, after: str | None) -> list[Submitted]:
     """Submit a run from its documents to its report; give the jobs in the order in which they begin.
 
+    Where the training is finished already there is no job for it, and none waits for it.
+
     Args:
         config: The run; its corpus is prepared in ``prepare.tasks`` jobs side by side.
         prepares: Whether the corpus and the model's folder have still to be made.
@@ -57,16 +68,21 @@ def submit_stages(config: RunConfig, *, prepares: bool, after: str | None) -> li
 
     Raises:
         ClusterError: The run has a job already, or Slurm refuses one.
+        StorageError: Another command is submitting the run.
     """
-    layout = find_layout(config)
-    refuse_second(layout)
+    with hold_submission([find_layout(config)]):
+        return _submit_held(config, prepares=prepares, after=after)
+
+
+def _submit_held(config: RunConfig, *, prepares: bool, after: str | None) -> list[Submitted]:
+    refuse_second(find_layout(config))
     rows: list[Submitted] = []
     try:
         _submit_all(config, find_dependency(after, Path(config.run_root)), rows, prepares=prepares)
     except MetierError:
         # What was submitted waits for what never comes.
-        if rows:
-            call_slurm(["scancel", *(row.job.partition("_")[0] for row in rows)])
+        if jobs := [row.job.partition("_")[0] for row in rows if row.job != DONE]:
+            call_slurm(["scancel", *jobs])
         raise
     return rows
 
@@ -75,10 +91,15 @@ def _submit_all(config: RunConfig, last: str | None, rows: list[Submitted], *, p
     layout = find_layout(config)
     for stage in plan_preparation(config) if prepares else ():
         last = _submit_stage(stage, layout, last, rows)
-    train = submit_run(config, after=last)
-    rows.append(Submitted(job=train, what="train", after=last, nodes=config.cluster.nodes))
+    if find_last_step(layout) is not None:
+        freeze_run(config)
+        rows.append(Submitted(job=DONE, what="train", after=None, nodes=0))
+    else:
+        train = submit_held(config, after=last)
+        rows.append(Submitted(job=train, what="train", after=last, nodes=config.cluster.nodes))
+        last = train
     for stage in plan_fruits(config):
-        _submit_stage(stage, layout, train, rows)
+        _submit_stage(stage, layout, last, rows)
 
 
 def describe_scripts(config: RunConfig, *, prepares: bool, training: str) -> str:

@@ -1,23 +1,33 @@
 """Hands a run to Slurm: its directory, its script, its job."""
 
+import contextlib
+import errno
 import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from launcher.run_directory import find_layout, freeze_run
+from launcher.seeing.slurm import SCRIPT_WORDS, find_by_script
 from launcher.seeing.state import look_at
 from launcher.slurm.call import SlurmAwayError, SlurmError, call_slurm
+from launcher.slurm.facts import newest_step
 from launcher.slurm.journal import append_line, newest_job, read_journal
 from launcher.slurm.script import write_script
+from launcher.slurm.times import say_time
 from training.config.schema import RunConfig
 from training.errors import ClusterError, ConfigError
-from training.files import write_text
+from training.files import hold_lock, write_text
 from training.layout import RunLayout
 
+DONE = "finished already"
+"""Stands for the job of a run that needs none."""
+
 _ATTEMPTS = 3
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
+"""How flock(2) fails on a file system without locks, as Lustre mounted without ``flock``."""
 
 
 def submit_run(config: RunConfig, *, after: str | None = None, behind: str | None = None) -> str:
@@ -31,7 +41,33 @@ def submit_run(config: RunConfig, *, after: str | None = None, behind: str | Non
     Raises:
         ClusterError: A job of this run waits or runs already, or Slurm refuses it.
         ConfigError: ``after`` names neither.
+        StorageError: Another command is submitting the run.
     """
+    with hold_submission([find_layout(config)]):
+        return submit_held(config, after=after, behind=behind)
+
+
+@contextlib.contextmanager
+def hold_submission(layouts: Iterable[RunLayout]) -> Iterator[None]:
+    """Be the only command that looks for jobs of these runs and submits them.
+
+    Raises:
+        StorageError: Another one does so now.
+    """
+    with contextlib.ExitStack() as held:
+        for layout in layouts:
+            name = layout.root.name
+            busy = f"{name} is being submitted by another command; `metier status {name}` shows its job"
+            try:
+                held.enter_context(hold_lock(layout.submission_lock, busy=busy))
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+        yield
+
+
+def submit_held(config: RunConfig, *, after: str | None = None, behind: str | None = None) -> str:
+    """Do what ``submit_run`` does, for a caller that holds the run's submission."""
     layout = find_layout(config)
     refuse_second(layout)
     dependency = find_dependency(after, Path(config.run_root))
@@ -96,15 +132,12 @@ def refuse_second(layout: RunLayout) -> None:
 def _refuse_unknown(layout: RunLayout) -> None:
     """Refuse a run that lives although jobs.jsonl names no job of it: somebody has removed that file."""
     name = layout.root.name
-    for row in call_slurm(
-        ["squeue", "--noheader", "--me", "--format=%i %o"], attempts=_ATTEMPTS
-    ).splitlines():
-        job, _, command = row.partition(" ")
-        if command.strip() == str(layout.job_script):
-            raise ClusterError(
-                f"job {job} is of {name} and lives, and {layout.jobs} does not name it; `scancel {job}` lets "
-                "it save and end, then give this command again"
-            )
+    said = call_slurm(SCRIPT_WORDS, attempts=_ATTEMPTS).splitlines()
+    if (job := find_by_script(said, layout.job_script)) is not None:
+        raise ClusterError(
+            f"job {job} is of {name} and lives, and {layout.jobs} does not name it; `metier stop {name}` "
+            "lets it save and end, then give this command again"
+        )
     views, _ = look_at([layout])
     if views[0].state == "RUNNING":
         raise ClusterError(
@@ -179,7 +212,7 @@ def describe_submission(config: RunConfig, job: str, *, after: str | None) -> st
     name = shlex.quote(config.name)
     return f"""\
 job        {job}{f", after {after}" if after else ""}
-asked for  {cluster.nodes} node{"s" * (cluster.nodes > 1)}{spare} x {each}, {slurm.time}{where}
+asked for  {cluster.nodes} node{"s" * (cluster.nodes > 1)}{spare} x {each}, {say_time(slurm.time)}{where}
            at its time's end, a preemption or a node's death the run goes on in {job_again}
 run        {layout.root}
 log        {layout.job_log(job)}
@@ -195,7 +228,18 @@ def say_submission(config: RunConfig, job: str, *, after: str | None) -> None:
 
 def is_complete(layout: RunLayout) -> bool:
     """Whether a run is finished."""
+    return _read_finish(layout) is not None
+
+
+def find_last_step(layout: RunLayout) -> int | None:
+    """Find the step after which a run was finished; None where it is not, or has lost that checkpoint."""
+    step = _read_finish(layout)
+    return step if step == newest_step(layout) else None
+
+
+def _read_finish(layout: RunLayout) -> int | None:
     try:
-        return bool(json.loads(layout.outcome.read_text(encoding="utf-8"))["state"] == "COMPLETED")
+        outcome = json.loads(layout.outcome.read_text(encoding="utf-8"))
+        return int(outcome["step"]) if outcome["state"] == "COMPLETED" else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None

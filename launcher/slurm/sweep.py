@@ -13,12 +13,14 @@ from launcher.run_directory import find_differences, find_layout, freeze_run
 from launcher.slurm.journal import append_line
 from launcher.slurm.script import write_script
 from launcher.slurm.submit import (
+    DONE,
     find_dependency,
-    is_complete,
+    find_last_step,
+    hold_submission,
     prepare_script,
     refuse_second,
     submit,
-    submit_run,
+    submit_held,
     wait_for,
 )
 from training.config.schema import RunConfig
@@ -28,8 +30,6 @@ from training.layout import RunLayout
 
 Row = tuple[str, str]
 """A job and the run that it trains, or that this one is finished already."""
-
-DONE = "finished already"
 
 
 def submit_sweep(configs: Sequence[RunConfig], name: str, *, after: str | None = None) -> list[Row]:
@@ -45,12 +45,20 @@ def submit_sweep(configs: Sequence[RunConfig], name: str, *, after: str | None =
 
     Raises:
         ClusterError: A run has a job already, the runs ask for different nodes, or Slurm refuses.
+        StorageError: Another command is submitting one of the runs.
     """
     layouts = [find_layout(config) for config in configs]
+    with hold_submission(layouts):
+        return _submit_held(configs, layouts, name, after)
+
+
+def _submit_held(
+    configs: Sequence[RunConfig], layouts: Sequence[RunLayout], name: str, after: str | None
+) -> list[Row]:
     for layout in layouts:
         refuse_second(layout)
     script, text = plan_sweep(configs, name)
-    todo = [number for number, layout in enumerate(layouts) if not is_complete(layout)]
+    todo = [number for number, layout in enumerate(layouts) if find_last_step(layout) is None]
     if not configs[0].cluster.slurm.requeue:
         jobs = dict(zip(todo, _submit_one_by_one([configs[each] for each in todo], after), strict=True))
         return [(jobs.get(number, DONE), layout.root.name) for number, layout in enumerate(layouts)]
@@ -81,7 +89,7 @@ def _submit_one_by_one(configs: Sequence[RunConfig], after: str | None) -> list[
     jobs: list[str] = []
     for config in configs:
         place = len(jobs) - config.cluster.slurm.array_limit
-        jobs.append(submit_run(config, after=after, behind=jobs[place] if place >= 0 else None))
+        jobs.append(submit_held(config, after=after, behind=jobs[place] if place >= 0 else None))
     return jobs
 
 

@@ -5,10 +5,7 @@ import re
 UNLIMITED = ("UNLIMITED", "INFINITE", "infinite")
 """How scontrol and sinfo write that there is no limit."""
 
-_FORM = re.compile(
-    r"(?:(?P<days>\d+)-(?P<day_hours>\d+)(?::(?P<day_minutes>\d+))?(?::(?P<day_seconds>\d+))?"
-    r"|(?P<parts>\d+(?::\d+){0,2}))"
-)
+_FORM = re.compile(r"(?P<days>\d+)-(?P<clock>\d+(?::\d+){0,2})|(?P<parts>\d+(?::\d+){0,2})")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
@@ -16,7 +13,7 @@ def parse_time(text: str) -> int | None:
     """Read a time limit in seconds; None where there is no limit.
 
     One number is minutes, two are minutes:seconds, three are hours:minutes:seconds; behind a dash they are
-    hours, hours:minutes and hours:minutes:seconds (man sbatch, --time).
+    hours, hours:minutes and hours:minutes:seconds. Zero asks for no limit (man sbatch, --time).
 
     Raises:
         ValueError: It is none.
@@ -26,21 +23,19 @@ def parse_time(text: str) -> int | None:
     form = _FORM.fullmatch(text)
     if form is None:
         raise ValueError(f"{text} is no time as Slurm writes it: 90, 12:00:00 or 2-00:00:00")
+    parts = [int(part) for part in (form["clock"] or form["parts"]).split(":")]
     if form["days"]:
-        return (
-            int(form["days"]) * _DAY
-            + int(form["day_hours"]) * _HOUR
-            + int(form["day_minutes"] or 0) * _MINUTE
-            + int(form["day_seconds"] or 0)
-        )
-    match [int(part) for part in form["parts"].split(":")]:
-        case [minutes]:
-            return minutes * _MINUTE
-        case [minutes, seconds]:
-            return minutes * _MINUTE + seconds
-        case [hours, minutes, seconds]:
-            return hours * _HOUR + minutes * _MINUTE + seconds
-    raise AssertionError(text)
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    elif len(parts) == 1:
+        hours, minutes, seconds = 0, parts[0], 0
+    else:
+        hours, minutes, seconds = (0, *parts)[-3:]
+    return int(form["days"] or 0) * _DAY + hours * _HOUR + minutes * _MINUTE + seconds or None
+
+
+def say_time(text: str) -> str:
+    """Write a time limit for people, as it was given."""
+    return text if parse_time(text) is not None else f"{text} (no time limit)"
 
 
 def format_time(seconds: int | None) -> str:

@@ -1,5 +1,6 @@
 """Of a job that never began: the job that it waited for, how that one ended, and where its words are."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ from launcher.seeing.runs import list_runs
 from launcher.slurm.journal import Line
 from launcher.why.sacct import Row, is_unmet
 from training.layout import RunLayout
+
+_REASON = re.compile(r"metier [a-z]+: |(\w+\.)*\w*(Error|Exception)\b")
+_SLURMS = re.compile(r"(srun|slurmstepd[\w-]*|slurmd): ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +60,15 @@ def say_awaited(awaited: Awaited, layout: RunLayout) -> str:
 def _say_where(awaited: Awaited, layout: RunLayout) -> str:
     logs = [log for row in awaited.failed if (log := layout.job_log(row["JobID"])).is_file()]
     if logs:
-        last = next((line for line in reversed(read_tail(logs[0])) if line.strip()), "")
-        return f"; {logs[0]}" + (f" ends with: {last}" if last else " says nothing")
+        last = choose_line(read_tail(logs[0]))
+        return f"; {logs[0]}" + (f" says: {last}" if last else " says nothing")
     others = list_runs(str(layout.root.parent))
     owner = next((each for each in others if awaited.job in read_jobs(each)), None)
     return f"; it is of {owner.root.name}: metier why {owner.root.name}" if owner else ""
+
+
+def choose_line(lines: Sequence[str]) -> str:
+    """Choose the line of a job's log that says most of its end: an error, before what Slurm adds to it."""
+    said = [line.strip() for line in reversed(lines) if line.strip()]
+    own = [line for line in said if not _SLURMS.match(line)]
+    return next((line for line in own if _REASON.match(line)), next(iter([*own, *said]), ""))

@@ -12,6 +12,7 @@ from launcher.seeing.facts import RunFacts, read_facts
 from launcher.seeing.logs import find_launch_logs, find_rank_logs
 from launcher.seeing.read import number, read_object, read_tail, text
 from launcher.seeing.slurm import JobView, ask_jobs, read_queue
+from launcher.seeing.state import find_forgotten
 from launcher.slurm.journal import last_submission, read_journal
 from launcher.why.awaited import find_awaited, say_awaited
 from launcher.why.match import Fact
@@ -70,7 +71,7 @@ def gather(layout: RunLayout, job: str | None = None, said: Path | None = None) 
         job: Slurm's number of the job to look at; None: the newest.
         said: A file with what a command printed, or a job's log from elsewhere.
     """
-    run = read_facts(layout)
+    (run,) = find_forgotten([read_facts(layout)])
     job = job or (run.jobs[-1] if run.jobs else None)
     rows, trouble = _find_rows(layout, job)
     never_begun = _read_never_begun(layout, run, job, rows)
@@ -223,7 +224,10 @@ def _read_outcome(run: RunFacts) -> list[Fact]:
         if outcome.get(key) is not None
     )
     wish = f" wish={run.wish}" if run.wish else ""
-    return [Fact(source="outcome", text=words + wish, where="outcome.json")]
+    # The ranks know a signal; that a person has cancelled the job, its script has found out.
+    ended = text(outcome, "state") == "STOPPED" and text(run.decision, "step") == "stopped"
+    decided = f" decided={text(run.decision, 'reason')}" if ended else ""
+    return [Fact(source="outcome", text=words + wish + decided, where="outcome.json")]
 
 
 def _read_log(source: str, path: Path, rank: int | None = None) -> list[Fact]:

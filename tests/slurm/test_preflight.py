@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.slurm.cluster import Cluster, Process
 from tests.slurm.conftest import Order
-from tests.slurm.jobs import drained_nodes, strays
+from tests.slurm.jobs import drained_nodes, strays, wait_until_ended
 from tests.slurm.linux import wait_for
 from tests.slurm.runs import Training
 from training.layout import RunLayout
@@ -61,6 +61,19 @@ def test_a_run_goes_on_without_a_node_whose_disk_is_full(order: Order, work: Pat
     assert [line["bad"] for line in training.journal("preflight")] == [["node2"]]
     assert {node for line in training.journal("started") for node in line["nodes"]} == {"node1", "node3"}
     assert drained_nodes(training.cluster) == []
+
+
+def test_a_run_whose_network_interface_no_node_has_does_not_start(order: Order, work: Path) -> None:
+    training = Training(order(nodes=3), work)
+    job = training.submit(*settings(training.cluster), "cluster.network.interface=eth9")
+    ended = wait_until_ended(training.cluster, job)
+    assert ended.state == "FAILED", training.tell()
+    (end,) = training.ends()
+    assert end["reason"].startswith(
+        "preflight: node1: network interface eth9 is missing (cluster.network.interface)"
+    )
+    assert training.journal("started") == []
+    assert "A node has no such network interface" in training.type("why", training.name).stdout
 
 
 def test_a_run_goes_on_without_the_node_whose_lead_of_the_preflight_hangs(order: Order, work: Path) -> None:

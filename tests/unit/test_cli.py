@@ -50,7 +50,10 @@ def test_checkpoints_refuses_what_it_does_not_know_in_one_line(capsys: pytest.Ca
     run.mkdir(parents=True)
     (run / "run.json").write_text("{}")
     for words, line in {
-        ("mine", "lits"): "lits is no action; did you mean list?; wanted list, verify, prune, convert",
+        ("mine", "lits"): "lits is no action; did you mean list?",
+        ("mine", "nosuch"): "nosuch is no action; known here: convert, list, prune, verify",
+        ("mine", ""): "'' is no action; known here: convert, list, prune, verify",
+        ("",): "'' is no run's name; known here: mine",
         ("mine", "prune", "step=3"): "step is no setting of prune; it has damaged",
         ("mine", "list", "step=3"): "step is no setting of list; it has none",
         ("mine", "prune", "damaged=1"): "damaged=1: wanted damaged=all, or nothing",

@@ -9,6 +9,7 @@ import pytest
 from launcher import clusters
 from launcher.clusters import find_hints
 from launcher.compose import compose_run
+from launcher.slurm.drafts import DRAFTED
 from launcher.slurm.request import plan_command, plan_directives, plan_setup, plan_srun
 from launcher.slurm.script import write_script
 from launcher.tools import Words
@@ -46,14 +47,29 @@ def test_the_name_of_a_cluster_of_ours_or_of_a_file_that_is_there_is_refused(tmp
         clusters.run(words("init", "slurm", to=str(tmp_path)))
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "mine.yaml").write_text("")
-    with pytest.raises(ConfigError, match=r"mine\.yaml exists; remove it, or choose another name"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml exists already; remove it, or choose another"):
         clusters.run(words("init", "mine", folder=tmp_path))
+
+
+def test_what_an_earlier_call_wrote_into_our_own_folder_is_no_cluster_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clusters, "OWN_FOLDER", tmp_path / "configs")
+    (tmp_path / "configs" / "cluster").mkdir(parents=True)
+    (tmp_path / "configs" / "cluster" / "mine.yaml").write_text(f"# nodes\n{DRAFTED} from what Slurm said\n")
+    (tmp_path / "configs" / "cluster" / "ours.yaml").write_text("# nodes\n")
+    with pytest.raises(ConfigError, match=r"^configs/cluster/mine\.yaml exists already; remove it, or"):
+        clusters.run(words("init", "mine"))
+    with pytest.raises(ConfigError, match="ours is the name of a cluster that comes with this program"):
+        clusters.run(words("init", "ours"))
 
 
 @pytest.mark.parametrize(
     ("plain", "flags", "message"),
     [
         (("inti", "x"), {}, "inti is no action; did you mean init?"),
+        (("",), {}, "'' is no action; known here: init, show"),
         (("init",), {}, "wants one name"),
         (("init", "a", "b"), {}, "wants one name"),
         (("init", "a/b"), {}, "a cluster's name is made of letters"),

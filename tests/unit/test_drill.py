@@ -163,6 +163,42 @@ def test_what_cannot_be_drilled_is_refused_in_one_line(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("cluster.nodes=0", "cluster.nodes=x", "cluster.nodes=", "cluster.nodes=-1"),
+        *("cluster.processes_per_node=x", "cluster.processes_per_node=0", "cluster.gpus_per_node=x"),
+    ],
+)
+def test_a_wrong_number_of_ranks_is_refused_as_train_refuses_it(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "experiment=tiny_smoke", "cluster=slurm", word]) == 2
+    wanted = capsys.readouterr().err.removeprefix("metier train")
+    assert main(["drill", "cluster=slurm", word]) == 2
+    assert capsys.readouterr().err == f"metier drill{wanted}"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["cluster=slurm", "cluster.slurm.partition=nosuch"], "Slurm"),
+        (["cluster.nodes=2"], "cluster.kind=local is this machine alone"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_before_anything_is_prepared(
+    words: list[str],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol
+    assert main(["drill", *words, f"run_root={tmp_path / 'runs'}"]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_drill_has_two_ranks_saves_often_and_keeps_to_its_folder(tmp_path: Path) -> None:
     plan = plan_drill([f"run_root={tmp_path}"], TREE)
 

@@ -44,6 +44,7 @@ def make_rank(number: int, **changes: Any) -> RankFacts:
             PathFacts(what="local disk", path="/tmp", free_bytes=1 << 40, write_mbps=900, read_mbps=900),  # noqa: S108
         ),
         "versions": VERSIONS,
+        "interfaces": ("lo", "ib0"),
         "gpus": changes.pop("gpus", None),
         **changes.pop("host", {}),
     }
@@ -96,6 +97,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"host": {"paths": (PathFacts(what="corpus", path="/data", missing=True),)}},
         "corpus /data is missing",
     ),
+    "an interface that only it lacks": (
+        {"host": {"interfaces": ("lo", "eth0")}},
+        "node2: network interface ib0 is missing (cluster.network.interface), there are lo, eth0; excluded",
+    ),
     "a dead device": ({"device": {"error": "CUDA error: unknown"}}, "CPU cannot be used: CUDA error"),
 }
 
@@ -103,7 +108,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_node_is_named_and_excluded_for(name: str) -> None:
     change, line = BAD[name]
-    facts = three(change)
+    facts = three(change, interface_wanted="ib0" if "interface" in name else None)
     if "corpus" in name:
         seen = HostFacts(paths=(PathFacts(what="corpus", path="/data"),), versions=VERSIONS)
         facts = make_facts(
@@ -140,6 +145,35 @@ def test_where_most_nodes_are_missing_nobody_is_excluded() -> None:
 def test_what_is_wrong_on_every_node_stops_since_excluding_would_leave_none() -> None:
     facts = make_facts(*(make_rank(number, **full("run directory")) for number in range(3)))
     assert decide(judge(facts, CONFIG), CONFIG).kind == "stop"
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_an_interface_that_no_node_has_stops(nodes: int) -> None:
+    facts = make_facts(*(make_rank(number) for number in range(nodes)), interface_wanted="eth9")
+    verdict = decide(judge(facts, CONFIG), CONFIG)
+    assert (verdict.kind, verdict.nodes) == ("stop", ())
+    assert verdict.reason.startswith("node1: network interface eth9 is missing (cluster.network.interface)")
+
+
+def meet(**errors: str) -> tuple[NetworkFacts, ...]:
+    nodes = ("node1", "node2", "node3")
+    return tuple(
+        NetworkFacts(rank=rank, node=node, contact_error=errors.get(node)) for rank, node in enumerate(nodes)
+    )
+
+
+def test_the_node_that_cannot_come_into_contact_is_excluded_and_where_none_can_the_run_stops() -> None:
+    facts = three({}, network=meet(node2="no address for eth0"))
+    verdict = decide(judge(facts, CONFIG), CONFIG)
+    assert (verdict.kind, verdict.nodes) == ("exclude", ("node2",))
+    assert verdict.reason == "node2: first contact failed: no address for eth0"
+    all_of_them = three({}, network=meet(node1="x", node2="x", node3="x"))
+    assert decide(judge(all_of_them, CONFIG), CONFIG).kind == "stop"
+
+
+def test_who_loses_contact_with_a_node_that_has_died_is_not_to_blame() -> None:
+    facts = three({}, network=meet(node1="reset", node3="reset"), silent={"node2": "hung"})
+    assert {finding.node for finding in judge(facts, CONFIG)} == {"node2"}
 
 
 def test_a_lone_node_is_no_judge_of_a_shared_disk_but_of_its_own() -> None:

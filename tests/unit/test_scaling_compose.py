@@ -41,6 +41,7 @@ def test_the_command_that_is_kept_asks_for_the_same_again() -> None:
     ("words", "told"),
     [
         (["experiment=tiny_smoke"], "say what grows"),
+        (["nodes=1,2", "cluster=slurm", "cluster.nodes=0"], "cluster.nodes=0 nodes=1,2: the nodes are what"),
         (["nodes=1,2", "processes=1"], "both were given"),
         (["nodes=1,x"], "nodes=1,x: wanted whole numbers, 1 or more, as in nodes=1,2,4"),
         (["processes=0"], "processes=0: wanted whole numbers"),

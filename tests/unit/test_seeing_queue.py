@@ -14,7 +14,7 @@ from launcher.slurm.follow import find_ending
 from launcher.slurm.journal import append_line, read_journal
 from launcher.slurm.submit import refuse_second
 from launcher.tree import ConfigTree
-from launcher.why.awaited import find_awaited, say_awaited
+from launcher.why.awaited import choose_line, find_awaited, say_awaited
 from tests.seen_run import put_on_path, write, write_lines, write_run
 from training.errors import ClusterError
 from training.layout import RunLayout
@@ -129,10 +129,31 @@ def test_the_job_that_was_waited_for_is_found_over_those_that_never_began_themse
     assert found is not None
     assert say_awaited(found, layout) == (
         f"job 5 (prepare_shares), which has ended: 5_1 FAILED 2:0; {layout.job_log('5_1')} "
-        "ends with: no such folder: /documents"
+        "says: no such folder: /documents"
     )
     person = {**never, "JobID": "7", "State": "CANCELLED by 1000"}
     assert find_awaited(lines, "7", [person], rows.__getitem__) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "line"),
+    [
+        ([], ""),
+        (["reading", "srun: error: node1: task 0: Exited with exit code 2", ""], "reading"),
+        (["srun: error: node1: task 0: Exited with exit code 2"], "srun: error: node1: task 0: Exited"),
+        (
+            ["metier prepare: no documents", "bye", "srun: Terminating StepId=5.0"],
+            "metier prepare: no documents",
+        ),
+        (
+            ["pyarrow.lib.ArrowInvalid: no", "OSError: [Errno 5] broken", "in vain"],
+            "OSError: [Errno 5] broken",
+        ),
+    ],
+)
+def test_an_error_in_a_log_is_told_before_what_slurm_adds_to_it(lines: list[str], line: str) -> None:
+    assert choose_line(lines).startswith(line)
+    assert bool(choose_line(lines)) is bool(line)
 
 
 def test_of_a_job_of_another_run_the_run_is_named() -> None:
@@ -201,11 +222,41 @@ def test_a_run_whose_jobs_are_forgotten_is_not_submitted_twice_while_it_lives(tm
         refuse_second(layout)
     other = RunLayout(Path("runs/other").absolute())
     put_on_path(tmp_path / "bin", "squeue", f"echo '12 /home/x.sh'; echo '13 {other.job_script}'")
-    with pytest.raises(ClusterError, match=r"^job 13 is of other and lives, and .*`scancel 13`"):
+    with pytest.raises(ClusterError, match=r"^job 13 is of other and lives, and .*`metier stop other`"):
         refuse_second(other)
     write(layout.outcome, {"state": "STOPPED", "step": 5})
     refuse_second(layout)
     refuse_second(RunLayout(Path("runs/new").absolute()))
+
+
+def test_a_job_that_jobs_jsonl_does_not_name_is_found_by_its_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = write_run(Path("runs/mine").absolute(), host="elsewhere")
+    layout.job_script.write_text("#!/bin/bash\n")
+    rows = f"echo '12 /home/x.sh'; echo '13 {layout.job_script}'"
+    queue = f"case $* in *%o*) {rows};; *) echo '13|PENDING|None|';; esac"
+    put_on_path(tmp_path / "bin", "squeue", queue)
+    assert main(["status", "mine"]) == 0
+    assert "PENDING" in capsys.readouterr().out
+    told = tmp_path / "told"
+    put_on_path(tmp_path / "bin", "scancel", f'echo "$@" >> {told}')
+    main(["stop", "mine"])
+    assert "13" in told.read_text()
+
+
+@pytest.mark.parametrize(("step", "points"), [("finished", False), (None, True)])
+def test_a_table_points_to_why_only_where_slurm_alone_knows_of_an_end(
+    step: str | None, points: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = write_run(Path("runs/mine").absolute())
+    if step:
+        decided(layout, step)
+    else:
+        write_lines(layout.jobs, [{"event": "submitted", "job": "7"}, {"event": "started", "job": "7"}])
+    put_on_path(tmp_path / "bin", "sacct", "echo '7|COMPLETED|None|node1'")
+    assert main(["status"]) == 0
+    assert ("metier why mine" in capsys.readouterr().out) is points
 
 
 def test_who_follows_a_run_that_is_taken_out_of_the_queue_is_told(

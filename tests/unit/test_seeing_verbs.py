@@ -55,9 +55,13 @@ def test_one_rank_or_one_job_comes_as_it_is(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_rank_without_a_log_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     write_logs(write_run(Path("runs/mine")))
-    for words in (["--rank", "3"], ["--job", "8"], ["--rank", "x"]):
+    for words in (["--rank", "3"], ["--job", "8"]):
         assert main(["logs", "mine", *words]) == 2
         assert capsys.readouterr().err.endswith("is not there; rank 2, rank 10, job 7\n")
+    for word in ("x", "-1"):
+        assert main(["logs", "mine", "--rank", word]) == 2
+        told = f"metier logs: --rank {word}: wanted the number of a rank, 0 or more\n"
+        assert capsys.readouterr().err == told
     assert main(["logs", "mine", "--rank"]) == 2
     assert capsys.readouterr().err == "metier: --rank needs a value after it\n"
 

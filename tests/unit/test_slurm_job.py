@@ -10,7 +10,7 @@ from launcher.compose import compose_run
 from launcher.slurm.call import is_busy
 from launcher.slurm.facts import is_out_of_memory
 from launcher.slurm.job import main, port_of
-from launcher.slurm.journal import append_line, count_in_vain, is_superseded, newest_job, read_journal
+from launcher.slurm.journal import append_line, count_in_vain, find_newer, newest_job, read_journal
 from launcher.slurm.living import choose_deputies, choose_living
 from launcher.slurm.script import write_script
 from launcher.slurm.successor import find_waiting, replace_dependency
@@ -91,29 +91,29 @@ def began(job: str, restart: int = 0) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("later", "is_so"),
+    ("later", "newer"),
     [
-        ([], False),
-        ([began("1", 0)], False),
-        ([began("1", 1)], True),
-        ([{"event": "next", "job": "2"}], False),
-        ([{"event": "next", "job": "2"}, began("2")], True),
+        ([], None),
+        ([began("1", 0)], None),
+        ([began("1", 1)], "1"),
+        ([{"event": "next", "job": "2"}], None),
+        ([{"event": "next", "job": "2"}, began("2")], "2"),
         # The other begins once more although it is the older one.
-        ([{"event": "next", "job": "2"}, began("2"), began("1", 0)], True),
+        ([{"event": "next", "job": "2"}, began("2"), began("1", 0)], "2"),
     ],
 )
 def test_a_script_knows_that_slurm_has_begun_its_run_anew_elsewhere(
-    later: list[dict[str, object]], is_so: bool
+    later: list[dict[str, object]], newer: str | None
 ) -> None:
     lines = [{"event": "submitted", "job": "1"}, began("1"), *later]
-    assert is_superseded(lines, "1", 0) is is_so
+    assert find_newer(lines, "1", 0) == newer
 
 
 def test_the_newer_start_is_not_superseded_by_an_older_script_that_begins_once_more() -> None:
     lines = [{"event": "submitted", "job": "1"}, began("1"), began("1", 1), began("1", 0)]
-    assert not is_superseded(lines, "1", 1)
+    assert not find_newer(lines, "1", 1)
     chain = [{"event": "submitted", "job": "1"}, {"event": "next", "job": "2"}, began("2"), began("1")]
-    assert not is_superseded(chain, "2", 0)
+    assert not find_newer(chain, "2", 0)
 
 
 def test_starts_that_slurm_did_not_let_begin_are_counted_from_the_last() -> None:

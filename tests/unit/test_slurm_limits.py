@@ -39,6 +39,10 @@ def test_what_the_cluster_has_is_granted() -> None:
         ),
         ({"cluster__slurm__partition": "old"}, "partition old is down and starts no jobs"),
         (
+            {**BOOST, "cluster__slurm__time": "0"},
+            "cluster.slurm.time=0 (no time limit) is more than partition boost gives, 1-00:00:00; use",
+        ),
+        (
             {**BOOST, "cluster__slurm__time": "2-00:00:00"},
             "cluster.slurm.time=2-00:00:00 is more than partition boost gives, 1-00:00:00; use "
             "cluster.slurm.time=1-00:00:00: the run goes on in as many jobs as it needs",

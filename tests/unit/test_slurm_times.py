@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.slurm.times import format_time, parse_time
+from launcher.slurm.times import format_time, parse_time, say_time
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,11 @@ from launcher.slurm.times import format_time, parse_time
         ("2-00", 172800),
         ("2-12:30", 217800),
         ("2-00:00:01", 172801),
-        ("0", 0),
+        ("0", None),
+        ("00:00:00", None),
+        ("00:00:01", 1),
+        ("0-00", None),
+        ("0-01", 3600),
         ("UNLIMITED", None),
         ("INFINITE", None),
     ],
@@ -30,9 +34,14 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         parse_time(text)
 
 
-@pytest.mark.parametrize("seconds", [None, 0, 59, 60, 3600, 86399, 86400, 1_000_001])
+@pytest.mark.parametrize("seconds", [None, 1, 59, 60, 3600, 86399, 86400, 1_000_001])
 def test_a_time_that_was_written_reads_the_same(seconds: int | None) -> None:
     assert parse_time(format_time(seconds)) == seconds
+
+
+def test_a_time_without_limit_says_so() -> None:
+    assert say_time("0") == "0 (no time limit)"
+    assert say_time("12:00:00") == "12:00:00"
 
 
 def test_days_are_written_where_there_are_any() -> None:

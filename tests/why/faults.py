@@ -219,6 +219,11 @@ def head_unreachable(work: Work) -> None:
     work.do(*TORCHRUN, *meet("127.0.0.1:9"), "-m", "training.worker", str(work.run))
 
 
+def interface_missing(work: Work) -> None:
+    work.take_run()
+    work.metier("train", *TWO, GLOO_SOCKET_IFNAME="eth9")
+
+
 def head_unknown(work: Work) -> None:
     """A rank as srun starts it, with a head that no name service knows."""
     work.take_run(timeout_seconds=10)
@@ -271,6 +276,7 @@ CASES = [
     package_missing,
     port_in_use,
     head_unreachable,
+    interface_missing,
     head_unknown,
     wandb_no_key,
     wandb_unreachable,

@@ -215,6 +215,26 @@ def preflight_refused(work: Work) -> None:
     keep_rows(work, job, "FAILED")
 
 
+def interface_missing(work: Work) -> None:
+    """The cluster's file names an interface of another site; the preflight finds it."""
+    training = Training(get_cluster(), work.folder, name="mine")
+    settings = ("cluster.preflight.mode=exclude", "cluster.network.interface=eth9")
+    room = ("cluster.slurm.memory=3000M", "cluster.preflight.min_free_bytes=1000000")
+    job = training.submit("cluster.nodes=1", f"cluster.local_path={work.folder}", *room, *settings)
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, job, "FAILED")
+
+
+def cancelled_and_saved(work: Work) -> None:
+    """A training is cancelled, saves within Slurm's grace, and stays so."""
+    training = Training(get_cluster(), work.folder, name="mine")
+    job = training.submit("cluster.nodes=1", "cluster.slurm.memory=3000M", "loop.max_steps=300")
+    training.wait_for_step()
+    get_cluster().run("scancel", str(job))
+    wait_until_ended(get_cluster(), job)
+    keep_rows(work, job, "CANCELLED")
+
+
 def controller_away(work: Work) -> None:
     cluster = get_cluster("EnforcePartLimits=ALL")
     cluster.stop_controller()
@@ -249,5 +269,7 @@ CASES = {
     "time_refused.waits": waits_for_time,
     "out_of_memory.training": training_out_of_memory,
     "preflight_refused": preflight_refused,
+    "interface_missing.preflight": interface_missing,
+    "cancelled_and_saved": cancelled_and_saved,
     "controller_away": controller_away,
 }

@@ -56,7 +56,9 @@ def _refuse_numbers(value: Any) -> Any:
 TimeLimit = Annotated[
     str,
     _like(
-        r"\d+-\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2}", "a time as Slurm writes it: 90, 12:00:00, 2-00:00:00"
+        r"\d+-([01]?\d|2[0-3])(:[0-5]\d){0,2}|\d+(:[0-5]\d){0,2}",
+        "a time as Slurm writes it: 90, 12:00:00, 2-00:00:00; minutes and seconds behind a colon are at most "
+        "59, hours behind a dash 23",
     ),
     BeforeValidator(_refuse_numbers),
     WithJsonSchema({"type": "string"}),

@@ -17,6 +17,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; known here: {', '.join(names[:_MOST])}{more}" if names else ""
 
 
+def show(word: str) -> str:
+    """Write a word into a message; an empty one would not be seen."""
+    return word or "''"
+
+
 def find_nearest(name: str, known: Iterable[str]) -> str | None:
     """Find the known name that is most like ``name``; None when none is much like it."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -77,6 +77,9 @@ class HostFacts(Section):
     infiniband: tuple[str, ...] = ()
     """Adapters."""
 
+    interfaces: tuple[str, ...] = ()
+    """Network interfaces."""
+
     versions: dict[str, str] = Field(default_factory=dict)
 
 
@@ -116,6 +119,9 @@ class NetworkFacts(Section):
     """Gigabytes a second of a large all-reduce, as nccl-tests count: 2 (n - 1) / n x bytes / seconds."""
 
     pairs: tuple[Pair, ...] = ()
+    contact_error: str | None = None
+    """Why this rank did not come into contact with all others, when it did not hang."""
+
     undone: tuple[str, ...] = ()
 
 
@@ -123,6 +129,9 @@ class Facts(Section):
     """All that is known of all nodes."""
 
     gpus_wanted: int
+    interface_wanted: str | None = None
+    """cluster.network.interface."""
+
     nodes: tuple[str, ...]
     """In the order of their first ranks."""
 

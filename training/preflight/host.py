@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import resource
+import socket
 from pathlib import Path
 
 import torch
@@ -49,6 +50,11 @@ def find_limits() -> dict[str, int]:
 def find_shared_memory() -> int:
     """Free bytes of /dev/shm, through which NCCL speaks within a node."""
     return free_bytes(_SHARED_MEMORY)
+
+
+def find_interfaces() -> tuple[str, ...]:
+    """Name the network interfaces."""
+    return tuple(name for _, name in socket.if_nameindex())
 
 
 def find_adapters() -> tuple[str, ...]:

@@ -12,7 +12,10 @@ from training.preflight.words import bad, say_gbps, say_rate, warn
 from training.verdict import ALL_NODES, Finding
 
 _TWO = 2
-_SHARED_PATHS = ("run directory", "corpus", "model")
+_INTERFACE = "network interface"
+_SHARED = ("run directory", "corpus", "model", _INTERFACE)
+"""Folders of all nodes, and what one setting says of all."""
+
 _LEAST_OPEN_FILES = 1024
 _LEAST_SHARED_MEMORY = 64 << 20
 _HOT_CELSIUS = 90
@@ -30,6 +33,7 @@ def judge(facts: Facts, config: PreflightConfig) -> list[Finding]:
         *judge_speeds(facts, hosts, config),
         *_paths(hosts, config),
         *_clocks(facts, config),
+        *_contact(facts, hosts),
         *_network(facts, config),
         *_limits(hosts),
     ]
@@ -57,10 +61,10 @@ def link_rates(network: Sequence[NetworkFacts]) -> dict[str, float]:
 
 
 def _doubt(findings: Sequence[Finding], nodes: Sequence[str]) -> Iterator[Finding]:
-    """What is wrong on all nodes is no node's fault; a shared folder of a lone node need not be either."""
+    """What is wrong on all nodes is no node's fault; nor what a lone node shares with others."""
     for finding in findings:
         same = {other.node for other in findings if other.what == finding.what and other.severity == "bad"}
-        everywhere = len(same) == len(nodes) and (len(nodes) > 1 or finding.what in _SHARED_PATHS)
+        everywhere = len(same) == len(nodes) and (len(nodes) > 1 or finding.what in _SHARED)
         yield finding.model_copy(update={"excluding_helps": False}) if everywhere else finding
 
 
@@ -168,6 +172,19 @@ def _clocks(facts: Facts, config: PreflightConfig) -> Iterator[Finding]:
         if abs(offset - middle) > config.max_clock_skew_seconds:
             wanted = f"at most {config.max_clock_skew_seconds:g} s wanted"
             yield bad(node, "clock", f"{offset - middle:+.1f} s from the others'", wanted)
+
+
+def _contact(facts: Facts, hosts: Mapping[str, HostFacts]) -> Iterator[Finding]:
+    wanted = facts.interface_wanted
+    lacking = {node: host for node, host in hosts.items() if wanted and wanted not in host.interfaces}
+    for node, host in lacking.items():
+        there = f"there are {', '.join(host.interfaces)}"
+        yield bad(node, _INTERFACE, f"{wanted} is missing (cluster.network.interface)", there)
+    # Where a peer has died, the others lose contact with it, and are not to blame.
+    errors = {each.node: each.contact_error for each in facts.network if each.contact_error is not None}
+    for node, error in errors.items():
+        if not facts.silent and node not in lacking:
+            yield bad(node, "first contact", f"failed: {error}", "contact with all ranks wanted")
 
 
 def _network(facts: Facts, config: PreflightConfig) -> Iterator[Finding]:

@@ -56,6 +56,7 @@ class Lead:
         network = self._gather_network(ranks)
         facts = Facts(
             gpus_wanted=member.subject.cluster.gpus_per_node,
+            interface_wanted=member.subject.cluster.network.interface,
             nodes=tuple(dict.fromkeys(self._nodes)),
             silent=self._silent,
             ranks=tuple(ranks),

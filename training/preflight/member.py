@@ -22,6 +22,7 @@ from training.preflight.disk import look_at_read, look_at_written
 from training.preflight.facts import HostFacts, NetworkFacts, Pair, PathFacts, RankFacts
 from training.preflight.host import (
     find_adapters,
+    find_interfaces,
     find_limits,
     find_shared_memory,
     find_versions,
@@ -145,6 +146,7 @@ class Member:
             shm_free_bytes=looks.take("shared memory", find_shared_memory),
             limits=find_limits(),
             infiniband=find_adapters(),
+            interfaces=find_interfaces(),
             versions=versions,
         )
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from training.errors import first_line
 from training.interface import tell_gloo
 from training.preflight.device import find_gpu
 from training.preflight.facts import NetworkFacts, Pair
@@ -57,11 +58,11 @@ class Meeting:
 
     def measure(self, looks: Looks, store: TCPStore, prefix: str) -> NetworkFacts:
         """Meet the others and measure; once a part fails, the ones after it are left out. Collective."""
+        refused = looks.take("the first contact of all ranks", lambda: self._join(store, prefix), whole=True)
 
         def take(name: str, look: Callable[[], Value]) -> Value | None:
-            return None if looks.undone else looks.take(name, look, whole=True)
+            return None if looks.undone or refused else looks.take(name, look, whole=True)
 
-        take("the first contact of all ranks", lambda: self._join(store, prefix))
         clock = take("clocks", self._compare_clocks)
         latency = take("all-reduce of one number", self._time_small)
         bus = take("all-reduce of many", self._time_large)
@@ -75,6 +76,7 @@ class Meeting:
             latency_seconds=latency,
             bus_gbps=bus,
             pairs=pairs or (),
+            contact_error=refused,
             undone=tuple(looks.undone),
         )
 
@@ -92,7 +94,16 @@ class Meeting:
                     found.append(Pair(nodes=names, gbps=gbps))
         return tuple(found)
 
-    def _join(self, store: TCPStore, prefix: str) -> None:
+    def _join(self, store: TCPStore, prefix: str) -> str | None:
+        """Come into contact with all others; give the reason where this fails."""
+        try:
+            self._begin_group(store, prefix)
+            self._small_reduce()
+        except RuntimeError as error:
+            return first_line(error)
+        return None
+
+    def _begin_group(self, store: TCPStore, prefix: str) -> None:
         # A connection of its own: one that waits for ever would hold up the board's.
         own = TCPStore(store.host, store.port, is_master=False, wait_for_workers=False, timeout=_NEVER)
         tell_gloo(os.environ)
@@ -104,7 +115,6 @@ class Meeting:
             world_size=len(self.roll.ranks),
             timeout=_NEVER,
         )
-        self._small_reduce()
 
     def _small_reduce(self) -> None:
         dist.all_reduce(torch.ones(1, device=self._device))

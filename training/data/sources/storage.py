@@ -22,7 +22,7 @@ import fsspec
 import pyarrow as pa
 
 from training.errors import DataError
-from training.files import is_url
+from training.files import find_local_files, is_url
 
 BLOCK_BYTES = 1 << 23
 """Read ahead of remote files: some tens of milliseconds on a fast network, little memory."""
@@ -73,8 +73,7 @@ def find_files(setting: str, patterns: list[str]) -> list[StoredFile]:
         with explain_faults(pattern):
             files = _find_remote(pattern) if is_remote(pattern) else _find_local(setting, pattern)
         if not files:
-            seen = "" if is_remote(pattern) else f" (seen from {Path.cwd()})"
-            raise DataError(f"{setting}: no file {pattern}{seen}; correct the path")
+            raise DataError(f"{setting}: no file {pattern}; correct the path")
         found |= {file.name: file for file in files}
     return [found[name] for name in sorted(found)]
 
@@ -155,14 +154,7 @@ def _line(error: object) -> str:
 
 
 def _find_local(setting: str, pattern: str) -> list[StoredFile]:
-    pattern = pattern.removeprefix("file://")
-    exact = Path(pattern)
-    if exact.is_dir():
-        raise DataError(f"{setting}: {pattern} is a folder; name its files, for instance {pattern}/*.jsonl")
-    # A file may be called notes[1].jsonl, which as a glob would mean notes1.jsonl.
-    # Not Path.glob: it refuses absolute patterns.
-    names = [pattern] if exact.exists() else glob.glob(pattern, recursive=True)  # noqa: PTH207
-    return [_stat_local(name) for name in names if Path(name).is_file()]
+    return [_stat_local(name) for name in find_local_files(setting, pattern)]
 
 
 def _stat_local(name: str) -> StoredFile:
