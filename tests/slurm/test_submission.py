@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.end_to_end.runs import environment, journal
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import submit, wait_until_ended
@@ -33,11 +35,13 @@ def logs_of(run: Path) -> str:
     return "\n".join(f"{log}:\n{log.read_text()[-3000:]}" for log in run.glob("logs/*.log"))
 
 
+@pytest.mark.parametrize("nodes", [2, 4])
 def test_one_command_prepares_trains_evaluates_and_exports_in_jobs_that_wait_for_each_other(
-    cluster: Cluster, tmp_path: Path
+    nodes: int, cluster: Cluster, tmp_path: Path
 ) -> None:
     small = ("prepare.tasks=2", "prepare.processes=1", "loop.max_steps=2", "evaluation.bootstrap_samples=50")
-    shape = ("cluster.nodes=2", "cluster.processes_per_node=2", "batch.global_batch_size=4")
+    batch = f"batch.global_batch_size={2 * nodes}"
+    shape = (f"cluster.nodes={nodes}", "cluster.processes_per_node=2", batch)
     before = submit(cluster, "--hold", f"--output={tmp_path}/before.log", "--wrap", "true")
     said = metier(cluster, tmp_path, "run", *SMALL, *shape, *small, f"after={before}")
     rows = [line.split() for line in said.splitlines()[1:6]]

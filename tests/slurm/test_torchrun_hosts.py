@@ -11,6 +11,7 @@ from tests.end_to_end.runs import environment, journal, kinds, link_prepared, su
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Order
 from tests.slurm.linux import wait_for
+from tests.slurm.runs import Training
 
 STEPS = 24
 WORDS = (
@@ -88,6 +89,17 @@ def test_three_hosts_learn_the_same_bits_as_one_and_a_lost_host_costs_the_steps_
     assert endings(start_all()) == dict.fromkeys(("node1", "node2", "node3"), finished)
     assert learnt(run) == undisturbed
     assert "resumed" in kinds(run)
+
+
+def test_the_same_run_as_a_job_of_slurm_over_three_nodes_learns_the_same_bits(
+    order: Order, prepared: Path, undisturbed: dict[int, tuple[float, float]], tmp_path: Path
+) -> None:
+    training = Training(order(nodes=3), link_prepared(prepared, tmp_path / "shared"))
+    preflight = "cluster.preflight.mode=off"
+    said = training.type("train", *WORDS, "cluster=slurm", "cluster.nodes=3", preflight)
+    assert said.returncode == 0, said.stderr
+    training.finish()
+    assert learnt(training.run) == undisturbed
 
 
 def test_hosts_that_number_themselves_go_on_by_themselves_when_a_rank_is_killed(
