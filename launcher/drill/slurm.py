@@ -32,8 +32,10 @@ for entry in /proc/[0-9]*; do
     echo "LEFT $(hostname): process ${entry#/proc/}"
   fi
 done
-find /dev/shm -maxdepth 1 -mindepth 1 -user "$(id -un)" -newermt "@$2" 2>/dev/null |
-  sed "s|^|LEFT $(hostname): shared memory |"
+used=$({ cat /proc/[0-9]*/maps; ls -l /proc/[0-9]*/fd; } 2>/dev/null | grep -o '/dev/shm/[^ ]*' | sort -u)
+find /dev/shm -maxdepth 1 -mindepth 1 -user "$(id -un)" -newermt "@$2" 2>/dev/null | while read -r file; do
+  grep -qxF -- "$file" <<<"$used" || echo "LEFT $(hostname): shared memory $file"
+done
 echo LOOKED
 """
 
@@ -98,8 +100,8 @@ class SlurmStage:
             case "stop":
                 write_text(layout.stop_request, "metier drill\n")
                 return f"wrote {layout.stop_request.name}"
-        claim = _read_claim(layout)
-        host, pid = str(claim["host"]), str(claim["pid"])
+        # Rank 0 is on the first node; its host may call itself by a longer name than Slurm does.
+        host, pid = str(started[-1]["nodes"][0]), str(_read_claim(layout)["pid"])
         step = ["srun", f"--jobid={job}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={host}"]
         call_slurm([*step, "--mem=0", "kill", "-KILL", pid], attempts=_ATTEMPTS)
         return f"SIGKILL to rank 0 on {host}"

@@ -10,9 +10,10 @@ from launcher.compose import Composed
 from launcher.scaling.collect import is_complete
 from launcher.scaling.record import Attempt, Experiment, ScaleLayout, write_experiment
 from launcher.slurm.call import SlurmAwayError
+from launcher.slurm.facts import find_living_job
 from launcher.slurm.journal import newest_job, read_journal
 from launcher.slurm.login import check_slurm
-from launcher.slurm.submit import find_job_state, submit_run
+from launcher.slurm.submit import submit_run
 from training.errors import MetierError
 from training.layout import RunLayout
 
@@ -70,8 +71,8 @@ def _note(notes: Sequence[str], noted: set[str]) -> None:
 
 def find_alive(run: RunLayout) -> str | None:
     """Find the job of a run that waits, runs or ends; None when there is none."""
-    job = newest_job(read_journal(run.jobs))
-    return job if job is not None and find_job_state(job) is not None else None
+    living = find_living_job(read_journal(run.jobs))
+    return living[0] if living else None
 
 
 def was_submitted(run: RunLayout) -> bool:

@@ -17,8 +17,8 @@ from launcher.scaling.page import build_page
 from launcher.scaling.record import Experiment, ScaleLayout, read_experiment, write_experiment
 from launcher.scaling.sizes import read_words
 from launcher.scaling.words import NOTES, say_doubt, say_knee, say_table
+from launcher.slurm.facts import find_job_state
 from launcher.slurm.journal import newest_job, read_journal
-from launcher.slurm.submit import find_job_state
 from launcher.tools import Words, find_node_rank, refuse_flags
 from launcher.verbs import run_verb
 from training.errors import EXIT_FAILED, EXIT_OK, ConfigError

@@ -130,7 +130,9 @@ def ask(command: Sequence[str], seconds: float = SECONDS) -> tuple[list[str], st
         The lines that it printed, and why there are not more: nothing where it went well.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, check=False
+        )
     except subprocess.TimeoutExpired:
         return [], f"Slurm's controller does not answer ({command[0]} took more than {seconds:.0f} s)"
     except OSError as error:

@@ -2,10 +2,12 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from training.errors import ClusterError, first_line
 
@@ -20,6 +22,7 @@ _BUSY = re.compile(
 )
 _OF_A_JOB = ("SLURM_", "SLURMD_", "METIER_SLURM_LOG")
 _OF_A_USER = frozenset({"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CONF_SERVER", "SLURM_JWT"})
+_DIRECTIVE = "#SBATCH "
 _SECONDS = 60
 PATIENT = 60
 """Attempts of a call that must succeed in the end, PAUSE_SECONDS apart: ten minutes."""
@@ -48,6 +51,23 @@ def is_busy(text: str) -> bool:
     return bool(_BUSY.search(text))
 
 
+def sbatch_words(script: Path, *options: str) -> list[str]:
+    """Give sbatch's words for a script; of what is said twice the later counts.
+
+    What stands in the script is said on the command line again: else variables that a user has set once for
+    all, as SBATCH_ACCOUNT, would count for more than the script (man sbatch, INPUT ENVIRONMENT VARIABLES).
+
+    Raises:
+        SlurmError: The script cannot be read.
+    """
+    try:
+        lines = script.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SlurmError(f"{script} cannot be read ({error.strerror})") from None
+    stated = [line.removeprefix(_DIRECTIVE) for line in lines if line.startswith(_DIRECTIVE)]
+    return ["sbatch", *(word for each in stated for word in shlex.split(each)), *options, str(script)]
+
+
 def call_slurm(
     words: Sequence[str], *, attempts: int = 1, sleep: Callable[[float], None] = time.sleep
 ) -> str:
@@ -72,7 +92,8 @@ def call_slurm(
             done = subprocess.run(
                 list(words),
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",  # a node's reason may be in any encoding
                 timeout=_SECONDS,
                 check=False,
                 stdin=subprocess.DEVNULL,
@@ -97,7 +118,8 @@ def _environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(_OF_A_JOB) or name in _OF_A_USER
     }
-    return own | {"SLURM_TIME_FORMAT": "%s"}
+    # Partitions that a site hides can be used all the same.
+    return own | {"SLURM_TIME_FORMAT": "%s", "SCONTROL_ALL": "1", "SQUEUE_ALL": "1"}
 
 
 def _last_line(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.slurm.call import SlurmError, call_slurm
+from launcher.slurm.journal import Line, is_stopped, list_jobs, read_journal
 from training.layout import RunLayout
 
 BY_USER = "user "
@@ -21,6 +22,12 @@ _OUT_OF_MEMORY = re.compile(
     r"oom[-_]kill|Out Of Memory|[Ee]xceeded (job |step )?memory limit"  # by cgroup, or by what Slurm sampled
 )
 _LOG_TAIL = 20_000
+_ATTEMPTS = 3
+_MOST_ALIVE = 3
+"""A job that runs, one that was called off, and the one in its place: what is older has ended."""
+
+START_SAID = "metier job: start "
+"""How the line of the job's log begins by which a start is told."""
 
 
 def newest_step(layout: RunLayout) -> int:
@@ -32,11 +39,42 @@ def newest_step(layout: RunLayout) -> int:
 
 
 def asked_by_user(layout: RunLayout) -> bool:
-    """Whether a person wants the run to stop."""
+    """Whether a person wants the run to stop: by the file that the ranks see, or by the journal."""
+    if is_stopped(read_journal(layout.jobs)):
+        return True
     try:
         return layout.stop_request.read_text(encoding="utf-8").startswith(BY_USER)
     except OSError:
         return False
+
+
+def find_job_state(job: str, *, attempts: int = _ATTEMPTS) -> str | None:
+    """Ask for a job's state while it waits, runs or ends; None when it is gone.
+
+    Raises:
+        SlurmError: The controller does not answer.
+    """
+    try:
+        said = call_slurm(["squeue", "--noheader", f"--jobs={job}", "--format=%T"], attempts=attempts)
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return None
+        raise
+    return next(iter(said.split()), None)
+
+
+def find_living_job(lines: list[Line]) -> tuple[str, str] | None:
+    """Find a run's newest job that waits, runs or ends, and its state; None where all are gone.
+
+    In a chain the newest one may have been cancelled while the one before it still saves.
+
+    Raises:
+        SlurmError: The controller does not answer.
+    """
+    for job in list_jobs(lines)[:_MOST_ALIVE]:
+        if state := find_job_state(job):
+            return job, state
+    return None
 
 
 def is_cancelled(job: str, log: str) -> bool:
@@ -96,8 +134,12 @@ def read_outcome(path: Path) -> dict[str, Any] | None:
 
 
 def read_own_log() -> str:
-    """Read the end of the job's log, which Slurm has opened as this process's stderr."""
-    return _read_end(Path("/proc/self/fd/2"))
+    """Read the end of the job's log, which Slurm has opened as this process's stderr.
+
+    Of what it says only what was said since the newest start.
+    """
+    said = _read_end(Path("/proc/self/fd/2"))
+    return said[max(0, said.rfind(START_SAID)) :]
 
 
 def read_slurm_log() -> str:

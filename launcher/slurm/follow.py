@@ -7,8 +7,8 @@ from pathlib import Path
 
 from launcher.local import Ending, read_ending
 from launcher.slurm.call import SlurmError
+from launcher.slurm.facts import find_job_state
 from launcher.slurm.journal import find_decision, find_withdrawn, newest_job, read_journal
-from launcher.slurm.submit import find_job_state
 from training.config.schema import RunConfig
 from training.errors import EXIT_FAILED, EXIT_OK
 from training.layout import RunLayout

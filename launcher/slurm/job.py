@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.local import was_overtaken
-from launcher.slurm.call import PATIENT, is_away, is_busy
+from launcher.slurm.call import is_away, is_busy
 from launcher.slurm.decide import TOLD_FACTOR, Decision, Ended, decide
 from launcher.slurm.facts import (
     asked_by_user,
@@ -35,20 +35,21 @@ from launcher.slurm.journal import (
     append_line,
     count_idle_starts,
     count_in_vain,
+    count_refusals,
     find_bad_nodes,
     find_newer,
-    last_submission,
+    list_excluded,
     read_journal,
 )
-from launcher.slurm.living import ask_nodelist, choose_deputies, choose_living, find_states, list_nodes
-from launcher.slurm.request import find_look_seconds
-from launcher.slurm.successor import call_off_next, find_waiting, hand_over, own_job, submit_next
+from launcher.slurm.living import choose_deputies, find_living
+from launcher.slurm.request import find_look_seconds, pulls_image
+from launcher.slurm.successor import call_off_next, find_successor, hand_over, own_job, submit_next
 from training.config.freeze import read_frozen
 from training.config.schema import RunConfig
 from training.errors import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, MetierError, first_line
 from training.fence import find_incarnation
 from training.layout import RunLayout
-from training.verdict import blame_lead, read_verdict
+from training.verdict import blame_lead, find_report, read_verdict
 
 AGAIN = "again"
 ENOUGH = 3
@@ -129,13 +130,13 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
         reason = f"given up: {told} starts in a row saved nothing beyond step {step}; see `metier why`"
         return _end(layout, job, Decision(step="failed", reason=reason))
     _chain(layout, config)
-    living = _find_living(job, find_bad_nodes(lines, job))
+    living = find_living(job, find_bad_nodes(lines, job))
     nodes = living[: config.cluster.nodes]
     if len(nodes) < config.cluster.nodes:
-        _say("fewer nodes live than the run needs")
-        return _go_on_later(layout, config, job)
+        return _lack_nodes(layout, config, job, living)
     layout.outcome.unlink(missing_ok=True)
-    layout.stop_request.unlink(missing_ok=True)
+    if not asked_by_user(layout):  # who asks from here on is heard by the ranks, or by ``decide``
+        layout.stop_request.unlink(missing_ok=True)
     starts = sum(line["event"] == "started" and line.get("job") == job for line in lines)
     asked, end = time.time(), find_end(job)
     append_line(
@@ -150,16 +151,20 @@ def _begin(layout: RunLayout, config: RunConfig) -> int:
     )
     _say(f"start {starts + 1} of job {job} on {', '.join(nodes)}, from step {step}")
     deputies = choose_deputies(living, os.environ["SLURMD_NODENAME"])
-    answer = (
-        ",".join(nodes),
-        port_of(job, starts),
-        asked,
-        len(deputies),
-        ",".join(deputies) or "-",
-        end or "",
-    )
+    look_after = (len(deputies), ",".join(deputies) or "-")
+    answer = (",".join(nodes), port_of(job, starts), asked, *look_after, end or "")
     sys.stdout.write(" ".join(map(str, answer)) + "\n")
     return EXIT_OK
+
+
+def _lack_nodes(layout: RunLayout, config: RunConfig, job: str, living: Sequence[str]) -> int:
+    append_line(layout.jobs, "too_few", job=job, nodes=living)
+    times = count_refusals(read_journal(layout.jobs), "too_few")
+    if times >= TOLD_FACTOR * config.cluster.slurm.starts_without_progress:
+        reason = f"given up: {times} times in a row fewer nodes lived than the run needs"
+        return _end(layout, job, Decision(step="failed", reason=reason))
+    _say("fewer nodes live than the run needs")
+    return _go_on_later(layout, config, job)
 
 
 def _chain(layout: RunLayout, config: RunConfig) -> None:
@@ -167,18 +172,18 @@ def _chain(layout: RunLayout, config: RunConfig) -> None:
     job, lines = own_job(), read_journal(layout.jobs)
     if config.cluster.slurm.requeue or asked_by_user(layout) or find_newer(lines, job, own_restart()):
         return
-    if find_waiting(lines, job) is None:
+    if find_successor(layout, job) is None:
         _say(f"job {submit_next(layout, after=job)} goes on when this one ends")
 
 
 def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
     job, preflight = own_job(), config.cluster.preflight
     if code == _TIMED_OUT and read_verdict(layout.preflight).kind == "unknown":
-        _say(
-            blame_lead(
-                layout.preflight, preflight, find_look_seconds(config.cluster), os.environ["MASTER_ADDR"]
-            )
-        )
+        head = os.environ["MASTER_ADDR"]
+        # A lead that never began may have waited for Slurm, or for its image, and not for its node.
+        began, log = find_report(layout.preflight) is not None, read_own_log()
+        if began or not (is_away(log) or is_busy(log) or pulls_image(config.cluster)):
+            _say(blame_lead(layout.preflight, preflight, find_look_seconds(config.cluster), head))
     verdict = read_verdict(layout.preflight)
     if verdict.kind in {"ok", "warn", "unknown"}:
         if verdict.kind == "unknown":
@@ -194,15 +199,12 @@ def _judge(layout: RunLayout, config: RunConfig, code: int) -> int:
         how = "all the same (cluster.preflight.mode=warn)" if mode == "warn" else "on the other nodes"
         _say(f"preflight: {verdict.reason}; training starts {how}")
         return EXIT_OK
-    excluded = sorted(
-        {node for line in lines if line["event"] == "preflight" for node in line.get("bad", [])}
-    )
-    tries = sum(line["event"] == "preflight" for line in lines[last_submission(lines) :])
+    tries = count_refusals(lines, "preflight")
     if tries > config.cluster.slurm.starts_without_progress:
         reason = f"given up: {tries} preflights in a row found bad nodes; the last: {verdict.reason}"
         return _end(layout, job, Decision(step="failed", reason=reason))
     _say(f"preflight: {verdict.reason}")
-    return _go_on_later(layout, config, job, exclude=excluded)
+    return _go_on_later(layout, config, job, exclude=list_excluded(lines))
 
 
 def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int:
@@ -211,7 +213,6 @@ def _decide(layout: RunLayout, config: RunConfig, code: int, notice: str) -> int
     if newer := find_newer(lines, job, own_restart()):
         return _leave_to_newer(job, newer)
     began = next((float(line["asked"]) for line in reversed(lines) if line["event"] == "started"), 0.0)
-    log = log[log.rfind("metier job: start ") :]
     started = find_incarnation(layout.incarnations, began) is not None
     outcome = read_outcome(layout.outcome)
     busy = is_busy(log) and count_in_vain(lines) < _MOST_IN_VAIN
@@ -283,12 +284,7 @@ def _end(layout: RunLayout, job: str, decision: Decision, **facts: object) -> in
 
 
 def _are_enough(config: RunConfig, job: str, without: set[str]) -> bool:
-    return len(_find_living(job, without)) >= config.cluster.nodes
-
-
-def _find_living(job: str, without: set[str]) -> list[str]:
-    nodelist = ask_nodelist(job) or os.environ["SLURM_JOB_NODELIST"]
-    return choose_living(list_nodes(nodelist, attempts=PATIENT), find_states(nodelist), without)
+    return len(find_living(job, without)) >= config.cluster.nodes
 
 
 def _say(text: str) -> None:

@@ -55,6 +55,18 @@ def newest_job(lines: list[Line]) -> str | None:
     )
 
 
+def list_jobs(lines: list[Line]) -> list[str]:
+    """Name the jobs since a person has submitted the run last, the newest first."""
+    since = lines[last_submission(lines) :]
+    names = [str(line["job"]) for line in reversed(since) if line["event"] in {"submitted", "next"}]
+    return list(dict.fromkeys(names))
+
+
+def is_stopped(lines: list[Line]) -> bool:
+    """Whether a person has stopped the run, and has not submitted it since."""
+    return any(line["event"] == "stop" for line in lines[last_submission(lines) :])
+
+
 def find_decision(lines: list[Line]) -> Line | None:
     """Find the newest job's decision that nothing comes after it; None where it has not decided that."""
     last = next((line for line in reversed(lines) if line["event"] in _OF_JOBS), None)
@@ -101,6 +113,18 @@ def find_bad_nodes(lines: list[Line], job: str) -> set[str]:
     return set(found.get("bad", [])) if found else set()
 
 
+def list_excluded(lines: list[Line]) -> list[str]:
+    """Name the nodes that preflights have found bad since a person has submitted the run last, sorted."""
+    since = lines[last_submission(lines) :]
+    return sorted({node for line in since if line["event"] == "preflight" for node in line.get("bad", [])})
+
+
+def count_refusals(lines: list[Line], event: str) -> int:
+    """Count the lines of one event since the last start, or since a person has submitted the run last."""
+    since = max((at for at, line in enumerate(lines) if line["event"] == "started"), default=0)
+    return sum(line["event"] == event for line in lines[max(since, last_submission(lines)) :])
+
+
 def last_submission(lines: list[Line]) -> int:
     """Find the line by which a person has submitted the run last; 0 where there is none."""
     return max((at for at, line in enumerate(lines) if line["event"] == "submitted"), default=0)
@@ -131,21 +155,21 @@ def count_idle_starts(lines: list[Line], step: int) -> tuple[int, int]:
 
     Returns:
         Those that failed by themselves, or of whose end nothing is known; and all of them, those that were
-        told to stop included.
+        told to stop included. A start that Slurm did not let begin is neither.
     """
     failed = told = 0
-    noticed = False
+    noticed = away = False
     for line in reversed(lines):
         if line["event"] == "given_up" or line["event"] == "submitted":
             break  # a person has looked at it since
         if line["event"] == "ended":
-            noticed = bool(line.get("noticed")) or bool(line.get("away"))
+            noticed, away = bool(line.get("noticed")), bool(line.get("away"))
         elif line["event"] == "started":
             if int(line.get("step", 0)) < step:
                 break
-            told += 1
-            failed += not noticed
-            noticed = False
+            told += not away
+            failed += not (noticed or away)
+            noticed = away = False
     return failed, told
 
 

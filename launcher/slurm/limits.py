@@ -96,9 +96,12 @@ def check_associations(
 def _judge_partition(
     cluster: ClusterConfig, partition: Partition, site: Site, excluded: Collection[str]
 ) -> list[str]:
-    _check_use(cluster, partition)
-    _check_time(cluster, partition)
-    _check_node_limits(cluster, partition)
+    notes = [
+        *_check_use(cluster, partition),
+        *_unless_qos_lifts(_check_time, cluster, partition),
+        *_unless_qos_lifts(_check_node_limits, cluster, partition),
+    ]
+    _check_size(cluster, partition)
     everywhere = site.nodes_of(partition.name)
     nodes = [node for node in everywhere if node.name not in excluded]
     wanted = cluster.nodes + cluster.slurm.spare_nodes
@@ -112,33 +115,48 @@ def _judge_partition(
     left = _narrow(nodes, wish, partition, wanted)
     down = sum(not node.is_up for node in left)
     if len(left) - down < wanted:
-        return [
+        notes.append(
             f"{down} of the {len(left)} nodes of partition {partition.name} that fit are down or drained: "
             f"the job waits until {wanted} are up"
-        ]
+        )
+    return notes
+
+
+def _unless_qos_lifts(
+    check: Callable[[ClusterConfig, Partition], None], cluster: ClusterConfig, partition: Partition
+) -> list[str]:
+    """Make a note of what a partition refuses where a quality of service may allow it (its flags)."""
+    try:
+        check(cluster, partition)
+    except ClusterError as error:
+        if cluster.slurm.qos is None:
+            raise
+        return [f"{error}; unless cluster.slurm.qos={cluster.slurm.qos} allows more"]
     return []
 
 
-def _check_use(cluster: ClusterConfig, partition: Partition) -> None:
+def _check_use(cluster: ClusterConfig, partition: Partition) -> list[str]:
     slurm = cluster.slurm
     if partition.state != "UP":
         raise ClusterError(
             f"partition {partition.name} is {partition.state.lower()} and starts no jobs; use another "
             "cluster.slurm.partition, or ask the site"
         )
-    account = slurm.account
-    if account is not None:
-        refused = account in partition.denied_accounts
-        if refused or (partition.accounts is not None and account not in partition.accounts):
-            those = nearest(account, partition.accounts or ())
-            raise ClusterError(
-                f"cluster.slurm.account={account} may not use partition {partition.name}{those}"
-            )
+    account = (slurm.account or "").lower()  # as Slurm keeps it
+    if account in {each.lower() for each in partition.denied_accounts}:
+        raise ClusterError(f"cluster.slurm.account={slurm.account} may not use partition {partition.name}")
     if slurm.qos is not None and partition.qos is not None and slurm.qos not in partition.qos:
         raise ClusterError(
             f"cluster.slurm.qos={slurm.qos} may not be used in partition {partition.name}"
             f"{nearest(slurm.qos, partition.qos)}"
         )
+    if account and partition.accounts is not None and account not in map(str.lower, partition.accounts):
+        those = ", ".join(sorted(partition.accounts))
+        return [
+            f"partition {partition.name} is for the accounts {those}: cluster.slurm.account={slurm.account} "
+            "may use it only if it is below one of them"
+        ]
+    return []
 
 
 def _check_time(cluster: ClusterConfig, partition: Partition) -> None:
@@ -164,6 +182,11 @@ def _check_node_limits(cluster: ClusterConfig, partition: Partition) -> None:
             f"cluster.nodes={cluster.nodes}{spare} is less than partition {partition.name} wants of a job, "
             f"{partition.min_nodes}"
         )
+
+
+def _check_size(cluster: ClusterConfig, partition: Partition) -> None:
+    wanted = cluster.nodes + cluster.slurm.spare_nodes
+    spare = f" (with {cluster.slurm.spare_nodes} spare)" if cluster.slurm.spare_nodes else ""
     if partition.total_nodes and wanted > partition.total_nodes:
         raise ClusterError(
             f"cluster.nodes={cluster.nodes}{spare}, but partition {partition.name} has "

@@ -1,8 +1,9 @@
 """Which nodes of an allocation can be trained on now."""
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 
-from launcher.slurm.call import SlurmError, call_slurm
+from launcher.slurm.call import PATIENT, SlurmError, call_slurm
 
 MOST_DEPUTIES = 3
 
@@ -36,6 +37,12 @@ def find_states(nodelist: str) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in said.splitlines() if len(line.split()) > 1)
 
 
+def find_living(job: str, without: Collection[str]) -> list[str]:
+    """Name the nodes of the job this process runs in that live and are trusted, in their order."""
+    nodelist = ask_nodelist(job) or os.environ["SLURM_JOB_NODELIST"]
+    return choose_living(list_nodes(nodelist, attempts=PATIENT), find_states(nodelist), without)
+
+
 def choose_living(names: Sequence[str], states: Mapping[str, str], without: Collection[str]) -> list[str]:
     """Choose the nodes that live and are trusted, in their order.
 
@@ -53,5 +60,9 @@ def choose_deputies(living: Sequence[str], own: str) -> list[str]:
 
 
 def is_living(state: str) -> bool:
-    """Whether a node in this state can run a task: ``*`` and ``#`` mean that it does not answer."""
-    return not state.endswith(("*", "#", "~", "$")) and not state.lower().startswith(_DEAD)
+    """Whether a node in this state can run a task.
+
+    ``*`` does not answer, ``#`` starts, ``~`` is switched off; ``$``, reserved for maintenance, runs the jobs
+    of that reservation (man sinfo, NODE STATE CODES).
+    """
+    return not state.endswith(("*", "#", "~")) and not state.lower().startswith(_DEAD)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from launcher.slurm.ask import ask_associations, ask_reservations, ask_site, expand_hosts
-from launcher.slurm.call import SlurmAwayError, SlurmError, call_slurm
+from launcher.slurm.call import SlurmAwayError, SlurmError, call_slurm, sbatch_words
 from launcher.slurm.limits import check_associations, judge_request
 from launcher.slurm.paths import check_paths
 from training.config.names import nearest
@@ -66,7 +66,7 @@ def check_script(script: Path) -> str | None:
     Raises:
         ClusterError: Slurm refuses it.
     """
-    words = ["sbatch", "--test-only", str(script)]
+    words = sbatch_words(script, "--test-only")
     try:
         # Where it would start is told on stderr.
         said = call_slurm(["sh", "-c", 'exec "$@" 2>&1', "sh", *words], attempts=_ATTEMPTS)

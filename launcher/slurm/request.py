@@ -26,6 +26,9 @@ _LOOK_GRACE_SECONDS = 30
 _LOOK_BUDGETS = 2
 """So often the budget, and the grace, is waited for a preflight's verdict: ranks wait so for their lead."""
 
+_PULL_SECONDS = 1200
+"""What an image of a registry may take to be fetched and unpacked; 20 GB at 20 MB/s."""
+
 _OWNED = {
     "account": "cluster.slurm.account",
     "array": "metier train -m",
@@ -102,6 +105,8 @@ def plan_directives(config: RunConfig, layout: RunLayout) -> list[str]:
         "no-requeue": not slurm.requeue,
         # A node that dies takes its part of the job with it, not the whole job.
         "no-kill": slurm.spare_nodes > 0,
+        # Else a cloud's job may begin while its nodes still start.
+        "wait-all-nodes": 1,
         # To the batch script alone, which relays it to the ranks.
         "signal": f"B:USR1@{find_notice_seconds(slurm)}",
     }
@@ -208,7 +213,14 @@ def plan_srun(config: RunConfig) -> list[str]:
 
 def find_look_seconds(cluster: ClusterConfig) -> int:
     """How long a preflight may take from its start: a lead that has said nothing by then hangs."""
-    return _LOOK_BUDGETS * cluster.preflight.budget_seconds + _LOOK_GRACE_SECONDS
+    look = _LOOK_BUDGETS * cluster.preflight.budget_seconds + _LOOK_GRACE_SECONDS
+    return look + (_PULL_SECONDS if pulls_image(cluster) else 0)
+
+
+def pulls_image(cluster: ClusterConfig) -> bool:
+    """Whether each node first fetches and unpacks the image: pyxis does, of one that is no file."""
+    image = cluster.container.image
+    return cluster.container.kind == "pyxis" and image is not None and not image.startswith(("/", "./"))
 
 
 def plan_look_srun(config: RunConfig) -> list[str]:

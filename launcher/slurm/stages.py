@@ -195,7 +195,7 @@ def _submit_stage(stage: Stage, layout: RunLayout, after: str | None, rows: list
         for task, path in enumerate(stage.frozen):
             _freeze_share(stage.config, path, tasks=tasks, task=task)
     write_text(script, write_stage(stage, layout))
-    job = submit([*wait_for(after), str(script)])
+    job = submit(script, *wait_for(after))
     append_line(layout.jobs, "stage", job=job, stage=stage.name, after=after)
     last = len(stage.frozen) - 1
     rows.append(Submitted(job=f"{job}_[0-{last}]" if last else job, what=stage.verb, after=after, nodes=1))

@@ -6,14 +6,14 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from launcher.run_directory import find_layout, freeze_run
 from launcher.seeing.slurm import SCRIPT_WORDS, find_by_script
 from launcher.seeing.state import look_at
-from launcher.slurm.call import SlurmAwayError, SlurmError, call_slurm
-from launcher.slurm.facts import newest_step
+from launcher.slurm.call import SlurmAwayError, SlurmError, call_slurm, sbatch_words
+from launcher.slurm.facts import find_job_state, find_living_job, newest_step
 from launcher.slurm.journal import append_line, newest_job, read_journal
 from launcher.slurm.script import write_script
 from launcher.slurm.times import say_time
@@ -74,7 +74,7 @@ def submit_held(config: RunConfig, *, after: str | None = None, behind: str | No
     freeze_run(config)
     prepare_script(config, layout)
     layout.stop_request.unlink(missing_ok=True)
-    job = submit([*wait_for(dependency, behind), str(layout.job_script)])
+    job = submit(layout.job_script, *wait_for(dependency, behind))
     append_line(layout.jobs, "submitted", job=job, after=dependency, nodes=config.cluster.nodes)
     return job
 
@@ -102,13 +102,14 @@ def wait_for(job: str | None, behind: str | None = None) -> list[str]:
     return [*options, "--kill-on-invalid-dep=yes"] if job else options
 
 
-def submit(words: Sequence[str]) -> str:
-    """Call ``sbatch --parsable`` with these options and a script, and give the job's id.
+def submit(script: Path, *options: str) -> str:
+    """Submit a script with sbatch, and give the job's id.
 
     Raises:
         SlurmError: It was refused.
     """
-    return call_slurm(["sbatch", "--parsable", *words], attempts=_ATTEMPTS).strip().partition(";")[0]
+    words = sbatch_words(script, "--parsable", *options)
+    return call_slurm(words, attempts=_ATTEMPTS).strip().partition(";")[0]
 
 
 def refuse_second(layout: RunLayout) -> None:
@@ -118,14 +119,14 @@ def refuse_second(layout: RunLayout) -> None:
         ClusterError: One waits or runs.
     """
     name = layout.root.name
-    job = newest_job(read_journal(layout.jobs))
-    state = find_job_state(job) if job else None
-    if state:
+    lines = read_journal(layout.jobs)
+    if living := find_living_job(lines):
+        job, state = living
         raise ClusterError(
             f"job {job} of {name} is {state.lower()} already; `metier stop {name}` ends it, `metier watch "
             f"{name}` looks at it"
         )
-    if job is None:
+    if newest_job(lines) is None:
         _refuse_unknown(layout)
 
 
@@ -144,21 +145,6 @@ def _refuse_unknown(layout: RunLayout) -> None:
             f"{name} lives ({views[0].note}), and {layout.jobs} names no job of it; `metier stop {name}` "
             "lets it save and end, then give this command again"
         )
-
-
-def find_job_state(job: str) -> str | None:
-    """Ask for a job's state while it waits, runs or ends; None when it is gone.
-
-    Raises:
-        SlurmError: The controller does not answer.
-    """
-    try:
-        said = call_slurm(["squeue", "--noheader", f"--jobs={job}", "--format=%T"], attempts=_ATTEMPTS)
-    except SlurmError as error:
-        if "Invalid job id" in str(error):
-            return None
-        raise
-    return next(iter(said.split()), None)
 
 
 def find_dependency(after: str | None, run_root: Path) -> str | None:

@@ -4,10 +4,13 @@ import os
 import re
 from collections.abc import Sequence
 
-from launcher.slurm.call import PATIENT, SlurmError, call_slurm
-from launcher.slurm.journal import Line, append_line, read_journal
+from launcher.slurm.call import PATIENT, SlurmAwayError, SlurmError, call_slurm, sbatch_words
+from launcher.slurm.facts import find_job_state
+from launcher.slurm.journal import Line, append_line, list_excluded, read_journal
+from training.config.freeze import read_frozen
 from training.layout import RunLayout
 
+_ATTEMPTS = 6
 _WAITS = re.compile(r"after(ok|any|notok)?:")
 
 
@@ -26,7 +29,7 @@ def hand_over(
         layout: The run's folder.
         job: This job.
         may_requeue: Whether the site lets a job run again.
-        exclude: Nodes on which the run is not to go on.
+        exclude: Nodes that the job's preflight has just found bad: it may not be this job that goes on.
 
     Returns:
         The job that goes on, which may be this one, and words about it for the job's log.
@@ -34,12 +37,12 @@ def hand_over(
     Raises:
         SlurmError: Slurm refuses.
     """
-    chained = find_waiting(read_journal(layout.jobs), job)
+    chained = find_successor(layout, job)
     if chained is not None and exclude:
         call_off_next(layout, job)
         chained = None
     if chained is not None or exclude or not may_requeue:
-        by = chained or submit_next(layout, after=job, exclude=exclude)
+        by = chained or submit_next(layout, after=job)
         append_line(layout.jobs, "decided", job=job, step="return", by=by)
         return by, f"job {by} goes on" + (f" without {', '.join(exclude)}" if exclude else "")
     append_line(layout.jobs, "decided", job=job, step="return", by=job)
@@ -67,18 +70,43 @@ def requeue(job: str) -> None:
             raise
 
 
-def submit_next(layout: RunLayout, *, after: str, exclude: Sequence[str] = ()) -> str:
+def submit_next(layout: RunLayout, *, after: str) -> str:
     """Submit this run's script once more, to begin when job ``after`` has ended in whatever way; give its id.
+
+    It stays away from the nodes that preflights have found bad, unless Slurm then has too few.
 
     Raises:
         SlurmError: It is refused.
     """
-    words = ["sbatch", "--parsable", f"--dependency=afterany:{after}"]
-    words += [f"--exclude={','.join(exclude)}"] if exclude else []
-    job = call_slurm([*words, str(layout.job_script)], attempts=PATIENT).strip().partition(";")[0]
-    append_line(layout.jobs, "next", job=job, after=after, excluded=list(exclude))
+    waits = ("--parsable", f"--dependency=afterany:{after}")
+    bad = list_excluded(read_journal(layout.jobs))
+    known = read_frozen(layout.config).cluster.slurm.exclude
+    try:
+        without = [f"--exclude={','.join([*known, *bad])}"] if bad else []
+        said = call_slurm(sbatch_words(layout.job_script, *waits, *without), attempts=PATIENT)
+    except SlurmAwayError:
+        raise
+    except SlurmError:
+        if not bad:
+            raise
+        bad = []
+        said = call_slurm(sbatch_words(layout.job_script, *waits), attempts=PATIENT)
+    job = said.strip().partition(";")[0]
+    append_line(layout.jobs, "next", job=job, after=after, excluded=bad)
     move_dependents(after, job, besides={job})
     return job
+
+
+def find_successor(layout: RunLayout, job: str) -> str | None:
+    """Name the job that waits to go on after ``job``; None where there is none, or somebody has cancelled it.
+
+    Where the controller does not answer, what was submitted is taken to wait still.
+    """
+    waiting = find_waiting(read_journal(layout.jobs), job)
+    try:
+        return waiting if waiting and find_job_state(waiting, attempts=_ATTEMPTS) else None
+    except SlurmAwayError:
+        return waiting
 
 
 def find_waiting(lines: Sequence[Line], job: str) -> str | None:

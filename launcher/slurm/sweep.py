@@ -73,7 +73,7 @@ def _submit_held(
     write_text(script.job_script, text)
     limit = configs[0].cluster.slurm.array_limit
     tasks = ",".join(map(str, todo))
-    array = submit([f"--array={tasks}%{limit}", *wait_for(dependency), str(script.job_script)])
+    array = submit(script.job_script, f"--array={tasks}%{limit}", *wait_for(dependency))
     for number in todo:
         job = f"{array}_{number}"
         append_line(

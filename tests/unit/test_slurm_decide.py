@@ -100,7 +100,8 @@ SUBMITTED = {"event": "submitted"}
         # A node that was switched off leaves no word of its end.
         ([SUBMITTED, started(0), started(0), ended()], 0, (2, 2)),
         ([SUBMITTED, started(0), ended(noticed=True), started(0), ended()], 0, (1, 2)),
-        ([SUBMITTED, started(0), ended(away=True), started(0), ended()], 0, (1, 2)),
+        # Slurm's controller was away: no failure, and no notice.
+        ([SUBMITTED, *[started(0), ended(noticed=True, away=True)] * 20, started(0), ended()], 0, (1, 1)),
         # The start from step 4 brought the run to 8.
         ([SUBMITTED, started(4), ended(), started(8), ended()], 8, (1, 1)),
         ([SUBMITTED, started(8), ended(), {"event": "next"}, started(8), ended()], 8, (2, 2)),

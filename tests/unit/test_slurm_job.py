@@ -32,6 +32,8 @@ NAMES = ["n1", "n2", "n3"]
         ({"n1": "down*"}, {"n3"}, ["n2"]),
         ({}, {"n1"}, ["n2", "n3"]),
         ({"n2": "fail"}, set(), ["n1", "n3"]),
+        # A reservation for maintenance runs jobs on its nodes.
+        ({"n1": "alloc$", "n2": "mix$", "n3": "alloc#"}, set(), ["n1", "n2"]),
     ],
 )
 def test_a_start_takes_nodes_that_live(states: dict[str, str], without: set[str], chosen: list[str]) -> None:
@@ -160,12 +162,13 @@ def test_where_no_job_may_run_again_one_other_waits_from_before_the_preflight_on
     )
     for name in ("SLURM_RESTART_COUNT", "SLURM_NTASKS", "SLURM_CONF"):
         monkeypatch.setenv(name, "2")
-    put_on_path(tmp_path / "bin", "squeue", "exit 0")
+    put_on_path(tmp_path / "bin", "squeue", 'case "$*" in *=8*) echo PENDING;; esac')
     words = ["experiment=tiny_smoke", "cluster=slurm", "name=mine", "cluster.slurm.requeue="]
     for requeue, successors in (("true", []), ("false", ["8"])):
         config = compose_run([*words[:-1], words[-1] + requeue], ConfigTree(None)).config
         layout = RunLayout(tmp_path / requeue)
         write_frozen(layout.config, config, {})
+        layout.job_script.write_text("#!/bin/bash\n")
         append_line(layout.jobs, "submitted", job="7")
         for _ in range(2):
             assert main(["chain", str(layout.root)]) == EXIT_OK
@@ -197,6 +200,7 @@ def test_an_error_of_the_scripts_own_is_written_down_calls_off_what_would_follow
     config = compose_run(words, ConfigTree(None)).config
     layout = RunLayout(tmp_path / "runs" / "mine")
     write_frozen(layout.config, config, {})
+    layout.job_script.write_text("#!/bin/bash\n")
     append_line(layout.jobs, "submitted", job="7")
     assert main(["begin", str(layout.root)]) == EXIT_FAILED
     assert "Traceback" in capsys.readouterr().err

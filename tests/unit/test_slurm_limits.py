@@ -82,7 +82,6 @@ def test_what_the_cluster_has_is_granted() -> None:
             {**BOOST, "cluster__slurm__qos": "short"},
             "cluster.slurm.qos=short may not be used in partition boost",
         ),
-        ({"cluster__slurm__account": "chem"}, "cluster.slurm.account=chem may not use partition cpu"),
     ],
 )
 def test_what_it_does_not_have_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
@@ -123,3 +122,18 @@ def test_account_and_quality_of_service_must_be_the_users() -> None:
         check_associations(slurm_run(cluster__slurm__account="boi").cluster, mine)
     with pytest.raises(ClusterError, match="qos=long is not yours; known here: normal"):
         check_associations(slurm_run(cluster__slurm__account="bio", cluster__slurm__qos="long").cluster, mine)
+
+
+def test_an_account_that_may_be_below_one_of_the_partitions_is_a_note() -> None:
+    (note,) = judge(cluster__slurm__account="chem")
+    assert note.endswith("cluster.slurm.account=chem may use it only if it is below one of them")
+    assert judge(cluster__slurm__account="BIO") == judge(cluster__slurm__account="bio") == []
+
+
+def test_what_a_quality_of_service_may_lift_is_a_note() -> None:
+    qos = {**BOOST, "cluster__slurm__qos": "long"}
+    (note,) = judge(**qos, cluster__slurm__time="2-00:00:00")
+    assert note.startswith("cluster.slurm.time=2-00:00:00 is more than partition boost gives")
+    assert note.endswith("unless cluster.slurm.qos=long allows more")
+    with pytest.raises(ClusterError, match="but partition boost has 3 nodes"):
+        judge(**qos, cluster__nodes=4)

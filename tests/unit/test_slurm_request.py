@@ -77,6 +77,7 @@ def test_every_setting_becomes_one_option() -> None:
         "mail-type": "END,FAIL",
         "comment": "group 7 # test",
         "requeue": None,
+        "wait-all-nodes": "1",
         "signal": "B:USR1@180",
         "licenses": "a b",
         "hold": None,
