@@ -52,7 +52,7 @@ def test_init_writes_what_the_cluster_is_and_a_run_can_be_composed_with_it(
 
     again = cluster.run(*words, cwd=tmp_path, env=environment(), check=False)
     assert again.returncode == 2
-    assert "mine.yaml exists; remove it, or choose another name" in again.stderr
+    assert "mine.yaml exists already; remove it, or choose another name" in again.stderr
     assert len(again.stderr.splitlines()) == 1
 
 
