@@ -44,6 +44,7 @@ _BATCH_ONLY = (
     "requeue",
     "signal",
     "time",
+    "wait-all-nodes",
 )
 """Options of sbatch that srun does not have, or that are the run's and not this look's."""
 
@@ -170,7 +171,8 @@ def _srun(config: RunConfig, layout: RunLayout) -> str:
 def _find_minutes(config: RunConfig) -> int:
     """Long enough for the look, and no longer than the run may ask for."""
     asked = (parse_time(config.cluster.slurm.time) or 0) // 60
-    wanted = _GRACE_MINUTES + -(-config.cluster.preflight.budget_seconds // 60)
+    look = _GRACE_MINUTES + -(-config.cluster.preflight.budget_seconds // 60)
+    wanted = max(look, -(-find_look_seconds(config.cluster) // 60))
     return min(asked, wanted) if asked else wanted
 
 

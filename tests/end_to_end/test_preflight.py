@@ -53,7 +53,7 @@ def test_under_slurm_the_command_asks_for_nodes_as_the_run_would_but_for_minutes
     assert done.returncode == 0, done.stderr
     for word in ("--nodes=4", "--partition=gpu", "--exclude=bad7", "--time=6", "--kill-on-bad-exit=0"):
         assert f" {word} " in done.stdout
-    for word in ("--output", "--signal", "--requeue", "--open-mode"):
+    for word in ("--output", "--signal", "--requeue", "--open-mode", "--wait-all-nodes"):
         assert word not in done.stdout
     assert not (tmp_path / "runs").exists()
 
